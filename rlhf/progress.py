@@ -1,0 +1,73 @@
+"""Progress of long work: a bar on a terminal, a line at intervals elsewhere."""
+
+import os
+import sys
+import time
+from typing import Self
+
+from tqdm import tqdm
+
+LINE_INTERVAL_SECONDS = 5.0
+TERMINAL_VARIABLE = "RLHF_TERMINAL"
+
+
+def say(stage: str, text: str) -> None:
+    """Print one line of a stage's own log."""
+    print(f"[{stage}] {text}", flush=True)
+
+
+class Progress:
+    """Shows how far a stage is and what it last measured.
+
+    On a terminal (stderr, or the one a local runner names in `RLHF_TERMINAL` because it captures the stage's
+    output) a tqdm bar; otherwise one line every few seconds:
+
+        [ppo_trainer] update 12/40 (30 %) score 0.412 kl 1.03, 21 s left
+    """
+
+    def __init__(self, stage: str, total: int, unit: str = "step"):
+        self.stage, self.total, self.unit = stage, total, unit
+        self._done = 0
+
+    def __enter__(self) -> Self:
+        self._started = self._last_line = time.monotonic()
+        self._terminal = _open_terminal()
+        self._bar = None
+        if self._terminal:
+            self._bar = tqdm(
+                total=self.total,
+                desc=f"  {self.stage}",
+                unit=self.unit,
+                file=self._terminal,
+                leave=False,
+                dynamic_ncols=True,
+            )
+        return self
+
+    def update(self, done: int, **measured: float) -> None:
+        """Report that `done` of `total` units are finished; `measured` are the latest values by name."""
+        text = " ".join(f"{name} {value:.3g}" for name, value in measured.items())
+        if self._bar is not None:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(done - self._done)
+        elif done > self._done:
+            now = time.monotonic()
+            if now - self._last_line >= LINE_INTERVAL_SECONDS or done >= self.total:
+                self._last_line = now
+                left = (now - self._started) / done * max(self.total - done, 0)
+                share = done / self.total if self.total else 1.0
+                say(self.stage, f"{self.unit} {done}/{self.total} ({share:.0%}) {text}, {left:.0f} s left")
+        self._done = done
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            if self._terminal is not sys.stderr:
+                self._terminal.close()
+
+
+def _open_terminal():
+    path = os.environ.get(TERMINAL_VARIABLE)
+    if path:
+        return open(path, "w")  # noqa: SIM115 - closed in Progress.__exit__
+    return sys.stderr if sys.stderr.isatty() else None
