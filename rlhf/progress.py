@@ -69,5 +69,5 @@ class Progress:
 def _open_terminal():
     path = os.environ.get(TERMINAL_VARIABLE)
     if path:
-        return open(path, "w")  # noqa: SIM115 - closed in Progress.__exit__
+        return open(path, "w")
     return sys.stderr if sys.stderr.isatty() else None

@@ -1,0 +1,5 @@
+"""Reward modelling on human preferences."""
+
+from rlhf.reward_trainer.config import RewardTrainerConfig
+
+__all__ = ["RewardTrainerConfig"]
