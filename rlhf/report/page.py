@@ -1,0 +1,171 @@
+"""One self-contained HTML page: no script, no external resource, every text from data or a model escaped.
+
+page = Page("Reward trainer", "What the model learned", [
+    Section("Accuracy", paragraph("...") + figure(figures.lines(...), alt="...", caption="..."), id="accuracy"),
+])
+write_page(report, page)
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf.errors import DataError
+
+_SECTIONS_END = "<!-- end of sections -->"
+_CONTENTS_END = "<!-- end of contents -->"
+
+# Characters that do not show, or that reorder what stands around them: C0 and C1 controls (tab and line feed are
+# layout and stay), bidirectional controls (Unicode TR 9), zero-width and tag characters, lone surrogates. The
+# joiners U+200C and U+200D stay: Persian and emoji need them.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(value: Any) -> Any:
+    """Replace characters that hide or reorder text by symbols: NUL by ␀, U+202E by ⟨U+202E⟩. Markup is kept."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _INVISIBLE.sub(_symbol, value)
+
+
+def _symbol(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page under a heading of its own; `id` is its anchor, unique on the page."""
+
+    title: str
+    body: Markup
+    id: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report: title, one line under it, sections in reading order."""
+
+    title: str
+    subtitle: str
+    sections: Sequence[Section]
+
+    def render(self) -> str:
+        return (
+            _environment()
+            .get_template("page.html.j2")
+            .render(page=self, sections_end=Markup(_SECTIONS_END), contents_end=Markup(_CONTENTS_END))
+        )
+
+
+def write_page(path: str | Path, page: Page) -> None:
+    """Write the page as UTF-8, with the folders above it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(page.render(), encoding="utf-8")
+
+
+def append_section(html: str, section: Section) -> str:
+    """Return a rendered page's text with `section` added after its last section and to its contents.
+
+    Raises:
+        DataError: The text is not a page of this module.
+    """
+    if html.count(_SECTIONS_END) != 1 or html.count(_CONTENTS_END) != 1:
+        raise DataError("report: the text is not a page written by rlhf.report, so no section can be added to it")
+    html = html.replace(_CONTENTS_END, _parts().contents_entry(section) + "\n" + _CONTENTS_END)
+    return html.replace(_SECTIONS_END, _parts().section(section) + "\n" + _SECTIONS_END)
+
+
+def paragraph(text: str) -> Markup:
+    """Running text."""
+    return _parts().paragraph(text)
+
+
+def note(text: str) -> Markup:
+    """A remark that should not be overlooked."""
+    return _parts().note(text)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> Markup:
+    """A table. Numbers are right-aligned, to four significant digits; None is a dash; Markup cells are kept."""
+    cells = [[(number(c), True) if _is_number(c) else ("–" if c is None else c, False) for c in row] for row in rows]
+    numeric = [bool(cells) and all(row[i][1] for row in cells) for i in range(len(headers))]
+    return _parts().table(list(zip(headers, numeric, strict=True)), cells, caption)
+
+
+def figure(svg: str, alt: str, caption: str) -> Markup:
+    """A plot of `rlhf.report.figures`, with `alt` saying what it shows to those who cannot see it."""
+    return _parts().figure(Markup(svg), alt, caption)
+
+
+def figures_row(figures: Sequence[Markup]) -> Markup:
+    """Figures side by side where there is room."""
+    return _parts().figures_row(figures)
+
+
+def tiles(numbers: Sequence[tuple[str, str, str]]) -> Markup:
+    """A row of key numbers, each (label, value, note)."""
+    return _parts().tiles(numbers)
+
+
+def verdict(word: str, headline: str, reasons: Sequence[tuple[bool | None, str]], good: bool | None) -> Markup:
+    """The answer first.
+
+    Args:
+        word: One word, such as "Promote".
+        headline: One sentence.
+        reasons: Each with whether it speaks for (True), against (False) or neither (None).
+        good: Colour of the whole: True, False, or None for neither.
+    """
+    return _parts().verdict(word, headline, reasons, good)
+
+
+def fold(summary: str, body: Markup) -> Markup:
+    """Something that opens on a click, without script."""
+    return _parts().fold(summary, body)
+
+
+def text_block(text: str) -> Markup:
+    """A text of data or a model, shown as it is, line breaks kept."""
+    return _parts().text_block(text)
+
+
+def number(value: float) -> str:
+    """Four significant digits; whole numbers whole with thousands apart; a true minus sign."""
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return text.replace("-", "−") if "e" not in text else text
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("rlhf.report", "."),
+        autoescape=True,
+        finalize=visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["now"] = lambda: datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return environment
+
+
+@cache
+def _parts() -> Any:
+    return _environment().get_template("parts.html.j2").module
