@@ -102,7 +102,7 @@ def histogram(
     """
     import matplotlib as mpl
     import numpy as np
-    from matplotlib.ticker import PercentFormatter
+    from matplotlib.ticker import MaxNLocator
 
     values = {label: np.asarray([v for v in row if math.isfinite(v)], dtype=float) for label, row in series.items()}
     values = {label: row for label, row in values.items() if row.size}
@@ -116,7 +116,8 @@ def histogram(
             axes.stairs(shares, edges, color=colour, alpha=0.16, fill=True)
             axes.stairs(shares, edges, color=colour, linewidth=1.6, linestyle=_DASHES[index], label=visible(label))
             axes.axvline(row.mean(), color=colour, linewidth=1.2, linestyle=":")
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=None))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
         axes.set_ylim(bottom=0)
         return _finish(drawing, axes, title, legend=bool(values))
 
@@ -128,7 +129,7 @@ def _series_colour(index: int, count: int) -> str:
 def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(6.4, 3.4), layout="constrained")
+    drawing = Figure(figsize=(5.4, 3.1), layout="constrained")
     axes = drawing.add_subplot()
     axes.set_title(visible(title), loc="left", fontsize=11.5, fontweight="bold", pad=22)
     axes.annotate(visible(y_label), (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9)

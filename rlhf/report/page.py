@@ -32,17 +32,10 @@ _INVISIBLE = re.compile(
 
 
 def visible(value: Any) -> Any:
-    """Replace characters that hide or reorder text by symbols: NUL by ␀, U+202E by ⟨U+202E⟩. Markup is kept."""
+    """Replace characters that hide or reorder text by their names, NUL by ⟨U+0000⟩. Markup is kept."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _INVISIBLE.sub(_symbol, value)
-
-
-def _symbol(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)
-    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
+    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", value)
 
 
 @dataclass(frozen=True)

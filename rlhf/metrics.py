@@ -1,0 +1,123 @@
+"""Measures that stages share, each defined once. Nothing here needs torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+@dataclass(frozen=True)
+class Rouge:
+    """ROUGE F measures by type (`ROUGE_TYPES`), each in [0, 1]."""
+
+    rows: dict[str, list[float]]
+    """{type: one value per row, in the order given}."""
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """{type: mean over rows}; empty without rows."""
+        return {kind: fmean(values) for kind, values in self.rows.items() if values}
+
+
+def rouge(predictions: Sequence[str], references: Sequence[str], stemming: bool = False) -> Rouge:
+    """ROUGE (Lin 2004) as computed by rouge-score, Google's reimplementation of the original Perl script.
+
+    Args:
+        predictions, references: Texts that belong together by position.
+        stemming: Reduce words to their Porter stems first. Published figures differ in this: `evaluate` does not.
+
+    Raises:
+        ValueError: The two are not of one length.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(ROUGE_TYPES, use_stemmer=stemming)
+    scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
+    return Rouge({kind: [score[kind].fmeasure for score in scores] for kind in ROUGE_TYPES})
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Wins over decided pairs, with its 95 % Wilson interval; all three None when no pair is decided."""
+
+    wins: int
+    losses: int
+    ties: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+    def in_words(self) -> str:
+        if self.rate is None:
+            return f"no pair is decided ({_count(self.ties, 'tie')}), so there is no win rate"
+        return (
+            f"{self.wins:,} of {_count(self.wins + self.losses, 'decided pair')} won: {percent(self.rate)}, "
+            f"95 % interval {percent(self.low)} to {percent(self.high)}; {_count(self.ties, 'tie')} apart"
+        )
+
+
+def win_rate(before: Sequence[float], after: Sequence[float], tie_margin: float = 0.0) -> WinRate:
+    """How often `after` scores higher than `before`: wins / (wins + losses), ties stated apart.
+
+    Args:
+        before, after: Finite scores of the same prompts, by position.
+        tie_margin: Differences up to this, in the score's unit, are ties.
+
+    Raises:
+        ValueError: The two are not of one length.
+    """
+    margins = [b - a for a, b in zip(before, after, strict=True)]
+    wins = sum(margin > tie_margin for margin in margins)
+    losses = sum(margin < -tie_margin for margin in margins)
+    return WinRate(wins, losses, len(margins) - wins - losses, *_share(wins, wins + losses))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of pairs in which the chosen completion scores higher, with its 95 % Wilson interval; None without pairs."""
+
+    correct: int
+    pairs: int
+    ties: int
+    rate: float | None
+    low: float | None
+    high: float | None
+
+
+def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
+    """Pairwise accuracy of a reward model.
+
+    An exact tie counts as wrong, as in TRL's RewardTrainer: a model that gives every text one score prefers nothing
+    and gets 0, not 0.5. Ties are stated beside it.
+
+    Args:
+        chosen, rejected: Scores of the two completions of each pair, by position.
+
+    Raises:
+        ValueError: The two are not of one length.
+    """
+    pairs = list(zip(chosen, rejected, strict=True))
+    correct = sum(c > r for c, r in pairs)
+    ties = sum(c == r for c, r in pairs)
+    return Accuracy(correct, len(pairs), ties, *_share(correct, len(pairs)))
+
+
+def percent(share: float) -> str:
+    """A share as per cent, with one decimal below 10 % and above 90 %: 0.934 is "93.4 %"."""
+    value = 100 * share
+    return f"{value:.0f} %" if 10 <= value <= 90 or value in (0, 100) else f"{value:.1f} %"
+
+
+def _share(hits: int, of: int) -> tuple[float, float, float] | tuple[None, None, None]:
+    """hits / of and its 95 % interval after Wilson 1927, which keeps its promise near 0 and 1 and for few pairs."""
+    if not of:
+        return None, None, None
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, of).proportion_ci(confidence_level=0.95, method="wilson")
+    return hits / of, float(interval.low), float(interval.high)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
