@@ -3,7 +3,12 @@
 import argparse
 import contextlib
 import inspect
+import json
+import math
+import resource
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rlhf.config import StageConfig
@@ -19,6 +24,61 @@ def stage_errors(stage: str) -> Iterator[None]:
     except RlhfError as error:
         say(stage, f"error: {error}")
         raise SystemExit(1) from None
+
+
+class Job:
+    """What a running stage says of itself to whoever orchestrates it."""
+
+    def __init__(self, metrics: Any):
+        self._metrics = metrics
+
+    def log(self, values: dict[str, float]) -> None:
+        """Record metrics; one that is not finite is left out, for JSON cannot carry it."""
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._metrics.log_metric(name, float(value))
+
+    def describe(self, *artifacts: Any) -> None:
+        """Copy the plain fields of a data folder's manifest, or a model's card, into the artifact's metadata."""
+        for artifact in artifacts:
+            for card in (Path(artifact.path, "manifest.json"), Path(artifact.path, "rlhf.json")):
+                if card.is_file():
+                    fields = json.loads(card.read_text(encoding="utf-8"))
+                    artifact.metadata.update({k: v for k, v in fields.items() if isinstance(v, str | int | float)})
+
+
+@contextlib.contextmanager
+def stage_job(stage: str, metrics: Any) -> Iterator[Job]:
+    """Run a stage under an orchestrator: its errors as in `stage_errors`, its time and memory among its metrics.
+
+    Args:
+        stage: The stage's name, as in `rlhf.<stage>`.
+        metrics: Anything with `log_metric(name, value)`. Gains `seconds` (the wall time of the body) and
+            `peak_rss_gb` (the process's highest resident memory, in 1e9 bytes).
+    """
+    started = time.monotonic()
+    with stage_errors(stage):
+        job = Job(metrics)
+        yield job
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        job.log({"seconds": time.monotonic() - started, "peak_rss_gb": peak_kib * 1024 / 1e9})
+
+
+def merge_options(options: dict[str, Any], where: str, **named: Any) -> dict[str, Any]:
+    """The stage's config as one dictionary: `options`, and the settings that have a parameter of their own.
+
+    Raises:
+        ConfigError: A setting is in `options` although it has a parameter of its own.
+    """
+    twice = sorted(set(options) & set(named))
+    if twice:
+        raise ConfigError(
+            "; ".join(
+                f"{where}.{name}: found {options[name]!r} in {where}, but it has a parameter of its own: set that one"
+                for name in twice
+            )
+        )
+    return {**options, **named}
 
 
 def main(stage: str, config: type[StageConfig], run: Callable[..., dict[str, float]]) -> None:

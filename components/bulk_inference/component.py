@@ -1,0 +1,40 @@
+"""Generate completions for many prompts with one model."""
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("bulk_inference"), install_kfp_package=False)
+def bulk_inference(
+    prompts: dsl.Input[dsl.Dataset],
+    model: dsl.Input[dsl.Model],
+    predictions: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    seed: int = 0,
+    options: dict = {},
+):
+    """Generate one completion for each prompt.
+
+    Args:
+        prompts: Canonical prompts (`id, prompt, reference`) from data_validation.
+        model: Policy from sft_trainer or ppo_trainer.
+        predictions: JSON lines `id, prompt, prediction, finish_reason, tokens, model, template_digest`, in order.
+        metrics: Number of completions, tokens per second and the share that ended by themselves.
+        seed: Seeds the sampling.
+        options: Further options, by the names in `rlhf.bulk_inference.config`.
+    """
+    from rlhf.job import merge_options, stage_job
+
+    with stage_job("bulk_inference", metrics) as job:
+        from rlhf.bulk_inference.config import BulkInferenceConfig
+        from rlhf.bulk_inference.stage import run
+
+        job.log(
+            run(
+                BulkInferenceConfig.parse(merge_options(options, "inference", seed=seed), "inference"),
+                prompts=prompts.path,
+                model=model.path,
+                predictions=predictions.path,
+            )
+        )

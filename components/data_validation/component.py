@@ -1,0 +1,123 @@
+"""Validate the input data and settings of a run before anything expensive starts."""
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("data_validation"), install_kfp_package=False)
+def data_validation(
+    preference_dataset: str,
+    prompt_dataset: str,
+    eval_dataset: str,
+    large_model_reference: str,
+    preferences: dsl.Output[dsl.Dataset],
+    prompts: dsl.Output[dsl.Dataset],
+    evaluation: dsl.Output[dsl.Dataset],
+    demonstrations: dsl.Output[dsl.Dataset],
+    quarantine: dsl.Output[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    demonstration_dataset: str = "",
+    instruction: str = "",
+    prompt_sequence_length: int = 512,
+    target_sequence_length: int = 64,
+    reward_model_train_steps: int = 1000,
+    reward_model_learning_rate_multiplier: float = 1.0,
+    reinforcement_learning_train_steps: int = 1000,
+    reinforcement_learning_rate_multiplier: float = 1.0,
+    kl_coeff: float = 0.1,
+    seed: int = 0,
+    sft: dict = {},
+    reward: dict = {},
+    ppo: dict = {},
+    inference: dict = {},
+    evaluation_options: dict = {},
+    options: dict = {},
+):
+    """Read every input once, write it in one canonical form, and check the settings of all later stages.
+
+    Rows are never dropped in silence: each is in one of the outputs or, whole and with its file, line and reason, in
+    `quarantine`. A wrong setting of any stage, a missing file or a model that is not there ends the run here, before
+    a later stage asks for an accelerator.
+
+    Args:
+        preference_dataset: URI of preferences, for example `input_text`, `candidate_0`, `candidate_1`, `choice`.
+        prompt_dataset: URI of the prompts that the policy is tuned on.
+        eval_dataset: URI of held-out prompts with a human reference each.
+        large_model_reference: Base model that the run tunes: Hugging Face id, path, URI or a short name.
+        preferences: Canonical preferences: `id, prompt, chosen, rejected, split`.
+        prompts: Canonical prompts: `id, prompt, reference`.
+        evaluation: Canonical held-out prompts: `id, prompt, reference`.
+        demonstrations: Canonical demonstrations: `id, prompt, completion`; no rows if none were given.
+        quarantine: Rows that cannot be used: `file, line, reason, row`.
+        report: What was found in the data, with counts and examples.
+        metrics: Rows by output, quarantined share, and prompts that were cut.
+        demonstration_dataset: URI of demonstrations for supervised fine-tuning; empty for none.
+        instruction: Text put before every prompt.
+        prompt_sequence_length: Longest prompt in tokens; longer ones are cut, never losing instruction or suffix.
+        target_sequence_length: Longest completion in tokens.
+        reward_model_train_steps: Checked here, used by reward_trainer.
+        reward_model_learning_rate_multiplier: Checked here, used by reward_trainer.
+        reinforcement_learning_train_steps: Checked here, used by ppo_trainer.
+        reinforcement_learning_rate_multiplier: Checked here, used by ppo_trainer.
+        kl_coeff: Checked here, used by ppo_trainer.
+        seed: Decides which prompts are held out.
+        sft: Options of sft_trainer, checked here.
+        reward: Options of reward_trainer, checked here.
+        ppo: Options of ppo_trainer, checked here.
+        inference: Options of bulk_inference, checked here.
+        evaluation_options: Options of evaluator, checked here.
+        options: Further options of this stage, by the names in `rlhf.data_validation.config`.
+    """
+    from rlhf.job import merge_options, stage_job
+
+    with stage_job("data_validation", metrics) as job:
+        from rlhf.data_validation.config import DataValidationConfig
+        from rlhf.data_validation.stage import run
+
+        config = DataValidationConfig.parse(
+            merge_options(
+                options,
+                "data_validation",
+                preference_dataset=preference_dataset,
+                prompt_dataset=prompt_dataset,
+                eval_dataset=eval_dataset,
+                demonstration_dataset=demonstration_dataset,
+                large_model_reference=large_model_reference,
+                instruction=instruction,
+                prompt_sequence_length=prompt_sequence_length,
+                target_sequence_length=target_sequence_length,
+                seed=seed,
+                sft=merge_options(sft, "sft", seed=seed),
+                reward=merge_options(
+                    reward,
+                    "reward",
+                    train_steps=reward_model_train_steps,
+                    learning_rate_multiplier=reward_model_learning_rate_multiplier,
+                    seed=seed,
+                ),
+                ppo=merge_options(
+                    ppo,
+                    "ppo",
+                    train_steps=reinforcement_learning_train_steps,
+                    learning_rate_multiplier=reinforcement_learning_rate_multiplier,
+                    kl_coeff=kl_coeff,
+                    seed=seed,
+                ),
+                inference=merge_options(inference, "inference", seed=seed),
+                evaluation=merge_options(evaluation_options, "evaluation", seed=seed),
+            )
+        )
+        job.log(
+            run(
+                config,
+                preferences=preferences.path,
+                prompts=prompts.path,
+                evaluation=evaluation.path,
+                demonstrations=demonstrations.path,
+                quarantine=quarantine.path,
+                report=report.path,
+            )
+        )
+        job.describe(preferences, prompts, evaluation, demonstrations, quarantine)

@@ -1,0 +1,57 @@
+"""Say whether tuning made the model better."""
+
+from typing import Optional
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("evaluator"), install_kfp_package=False)
+def evaluator(
+    predictions_before: dsl.Input[dsl.Dataset],
+    predictions_after: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Input[dsl.Dataset],
+    reward_model: dsl.Input[dsl.Model],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    sft_logs: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045 - KFP does not read `X | None`
+    reward_logs: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
+    ppo_logs: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
+    seed: int = 0,
+    options: dict = {},
+):
+    """Compare two models' completions of the same prompts, with each other and with human references.
+
+    Args:
+        predictions_before: Completions of the policy before tuning, from bulk_inference.
+        predictions_after: Completions of the tuned policy, from bulk_inference.
+        evaluation: Canonical held-out prompts with references (`id, prompt, reference`) from data_validation.
+        reward_model: Scores completions and references again.
+        report: One page that opens offline: verdict, curves, distributions and completions side by side.
+        metrics: ROUGE, rewards, win rate with its interval, and the verdict (`promote`).
+        sft_logs: Event files of sft_trainer, for its curves.
+        reward_logs: Event files of reward_trainer, for its curves.
+        ppo_logs: Event files of ppo_trainer, for its curves.
+        seed: Seeds the bootstrap.
+        options: Further options, by the names in `rlhf.evaluator.config`.
+    """
+    from rlhf.job import merge_options, stage_job
+
+    with stage_job("evaluator", metrics) as job:
+        from rlhf.evaluator.config import EvaluatorConfig
+        from rlhf.evaluator.stage import run
+
+        job.log(
+            run(
+                EvaluatorConfig.parse(merge_options(options, "evaluation", seed=seed), "evaluation"),
+                predictions_before=predictions_before.path,
+                predictions_after=predictions_after.path,
+                evaluation=evaluation.path,
+                reward_model=reward_model.path,
+                report=report.path,
+                sft_logs=sft_logs and sft_logs.path,
+                reward_logs=reward_logs and reward_logs.path,
+                ppo_logs=ppo_logs and ppo_logs.path,
+            )
+        )

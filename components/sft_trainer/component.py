@@ -1,0 +1,50 @@
+"""Fine-tune the base model on demonstrations."""
+
+from kfp import dsl
+
+from components.images import image
+
+
+@dsl.component(base_image=image("sft_trainer"), install_kfp_package=False)
+def sft_trainer(
+    demonstrations: dsl.Input[dsl.Dataset],
+    base_model: str,
+    policy: dsl.Output[dsl.Model],
+    report: dsl.Output[dsl.HTML],
+    metrics: dsl.Output[dsl.Metrics],
+    tensorboard: dsl.Output[dsl.Artifact],
+    seed: int = 0,
+    options: dict = {},
+):
+    """Fine-tune a base model on demonstrations, so that reinforcement learning starts from a model that knows the task.
+
+    Without demonstrations nothing is trained: the policy then refers to the base model. The pipeline therefore has
+    the same shape with and without this step, on every platform.
+
+    Args:
+        demonstrations: Canonical demonstrations (`id, prompt, completion`) from data_validation; may hold no rows.
+        base_model: Hugging Face id, path, URI or short name of a causal or encoder-decoder model.
+        policy: Hugging Face folder with `rlhf.json`, or a reference to the base model.
+        report: Loss and learning rate over training.
+        metrics: Last losses, and the number of rows and tokens seen.
+        tensorboard: Event files with `sft/loss` and `learning_rate`.
+        seed: Seeds the order of the data.
+        options: Further options, by the names in `rlhf.sft_trainer.config`.
+    """
+    from rlhf.job import merge_options, stage_job
+
+    with stage_job("sft_trainer", metrics) as job:
+        from rlhf.sft_trainer.config import SFTTrainerConfig
+        from rlhf.sft_trainer.stage import run
+
+        job.log(
+            run(
+                SFTTrainerConfig.parse(merge_options(options, "sft", seed=seed), "sft"),
+                demonstrations=demonstrations.path,
+                base_model=base_model,
+                policy=policy.path,
+                report=report.path,
+                tensorboard=tensorboard.path,
+            )
+        )
+        job.describe(policy)

@@ -1,0 +1,181 @@
+"""Run a pipeline on this machine: the one place that knows the ways of `kfp.local`.
+
+`kfp.local` prints pages: its own log, each stage's inputs as JSON, and everything stages print, indented. All of that
+goes to `<root>/run.log`; a person is shown which stage runs, the lines it says of itself, and how long it took.
+"""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+from google.protobuf.json_format import MessageToDict
+from kfp import local
+from kfp.dsl.base_component import BaseComponent
+from kfp.local.config import LocalExecutionConfig
+
+# Must be what rlhf.progress reads; pipelines do not import rlhf.
+TERMINAL_VARIABLE = "RLHF_TERMINAL"
+
+TAIL_LINES = 15
+SECONDS_TO_END = 5.0
+
+_COLOUR = re.compile(r"\x1b\[\d+m")
+_STARTED = re.compile(r"^[\d:.]+ - INFO - Executing task '(.+)'$")
+_FINISHED = re.compile(r"^[\d:.]+ - (?:INFO|ERROR) - Task '(.+)' finished with status (\w+)$")
+_FROM_STAGE = re.compile(r"^ {4}(.*)$")
+_SAID = re.compile(r"^\[\w+\] ")
+_ERROR = re.compile(r"^\[\w+\] error: ")
+
+
+class StageFailed(Exception):
+    """A stage failed; the message is its own one line, or the end of its output where it left none."""
+
+
+def run(pipeline: BaseComponent, arguments: dict[str, Any], root: str | Path) -> dict[str, Any]:
+    """Run `pipeline` with `kfp.local`, each stage in a process of this Python environment.
+
+    Args:
+        pipeline: A function decorated with `dsl.pipeline`.
+        arguments: Pipeline parameters, already checked (`pipelines.params`).
+        root: Folder for the stages' outputs and `run.log`; made if missing.
+
+    Returns:
+        The pipeline's outputs by name: artifacts with `path` and `metadata`, parameters as values.
+
+    Raises:
+        StageFailed: A stage did not come through.
+        KeyboardInterrupt: On Ctrl-C and SIGTERM, after the running stage has been ended.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    log_path = root / "run.log"
+    with log_path.open("w", encoding="utf-8") as log:
+        console = _Console(log, sys.stdout, _display_names(pipeline))
+        with _quiet(), _children_end_with_us(), _stages_find_the_terminal(), contextlib.redirect_stdout(console):
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+            try:
+                return pipeline(**arguments).outputs
+            except RuntimeError:
+                if console.failed is None:
+                    raise
+                raise StageFailed(console.why_failed(log_path)) from None
+            finally:
+                LocalExecutionConfig.instance = None
+
+
+class _Console(io.TextIOBase):
+    """Stands in for stdout while `kfp.local` runs: everything to the log, what matters to the screen."""
+
+    def __init__(self, log: TextIO, screen: TextIO, names: dict[str, str]):
+        self._log, self._screen, self._names = log, screen, names
+        self._line = ""
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._error: str | None = None
+        self._started = 0.0
+        self.failed: str | None = None
+
+    def write(self, text: str) -> int:
+        *lines, self._line = (self._line + text).split("\n")
+        for line in lines:
+            line = _COLOUR.sub("", line)
+            self._log.write(line + "\n")
+            self._read(line)
+        self._log.flush()
+        return len(text)
+
+    def _read(self, line: str) -> None:
+        if started := _STARTED.match(line):
+            self._started, self._error = time.monotonic(), None
+            self._tail.clear()
+            self._show(f"{self._name(started[1])}: started")
+        elif finished := _FINISHED.match(line):
+            if finished[2] == "SUCCESS":
+                self._show(f"{self._name(finished[1])}: finished in {time.monotonic() - self._started:.1f} s")
+            else:
+                self.failed = self._name(finished[1])
+                self._show(f"{self.failed}: failed after {time.monotonic() - self._started:.1f} s")
+        elif (said := _FROM_STAGE.match(line)) and said[1].strip():
+            self._tail.append(said[1].rstrip())
+            if said[1] == "}":  # the stage's inputs as JSON end here; what follows is the stage's own
+                self._tail.clear()
+            if _ERROR.match(said[1]):
+                self._error = said[1]
+            elif _SAID.match(said[1]):
+                self._show(f"  {said[1]}")
+
+    def _name(self, task: str) -> str:
+        return self._names.get(task, task)
+
+    def _show(self, line: str) -> None:
+        # A stage's progress bar may be on this line of the terminal.
+        self._screen.write(f"\r\x1b[2K{line}\n" if self._screen.isatty() else f"{line}\n")
+        self._screen.flush()
+
+    def why_failed(self, log_path: Path) -> str:
+        if self._error:
+            return self._error
+        lines = "\n".join(f"  {line}" for line in self._tail) or "  (it printed nothing)"
+        return (
+            f"{self.failed} ended without saying why: a bug, or it was killed, for example for want of memory.\n"
+            f"Its last lines:\n{lines}\nAll of its output: {log_path}"
+        )
+
+
+def _display_names(pipeline: BaseComponent) -> dict[str, str]:
+    """Task names by the name under which kfp.local runs them, which is the component's."""
+    tasks = MessageToDict(pipeline.pipeline_spec.root.dag)["tasks"]
+    return {task["componentRef"]["name"].removeprefix("comp-"): task["taskInfo"]["name"] for task in tasks.values()}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings about what is meant: our images in this environment, and names for clusters' pages."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "You may be attemping to run a task that uses custom", RuntimeWarning)
+        warnings.filterwarnings("ignore", r"Task .*: settings \['display_name'\] have no effect", UserWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _stages_find_the_terminal() -> Iterator[None]:
+    """Tell stages, whose output is captured, where they may draw a progress bar."""
+    if not sys.stdout.isatty():
+        yield
+        return
+    os.environ[TERMINAL_VARIABLE] = os.ttyname(sys.stdout.fileno())
+    try:
+        yield
+    finally:
+        del os.environ[TERMINAL_VARIABLE]
+
+
+@contextlib.contextmanager
+def _children_end_with_us() -> Iterator[None]:
+    """End what is still running when this ends early, whether by Ctrl-C, SIGTERM or an error."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        children = psutil.Process().children(recursive=True)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.terminate()
+        _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_END)
+        for child in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
