@@ -54,7 +54,7 @@ class PPOTrainerConfig(StageConfig):
     )
     missing_eos_score: float | None = Field(
         -1.0,
-        description="Replaces the score (after scaling) of a completion that was cut off before it ended; null keeps it.",
+        description="Replaces the score (after scaling) of a completion cut off before it ended; null keeps it.",
     )
     sample_every: int = Field(1, ge=1, description="Updates between those whose episodes are written to `samples`.")
     max_skipped_steps: int = Field(

@@ -8,11 +8,11 @@ from rlhf.config import StageConfig
 
 
 class RewardTrainerConfig(StageConfig):
-    """Pairwise reward modelling (Stiennon et al. 2020, eq. 1). Defaults follow Huang et al. 2024 unless said otherwise."""
+    """Pairwise reward modelling (Stiennon et al. 2020, eq. 1). Defaults follow Huang et al. 2024 unless said."""
 
     base_model: str = Field(
         "",
-        description="Hugging Face id, path or URI of the model to start from; empty starts from the SFT policy, as in the paper.",
+        description="Hugging Face id, path or URI to start from; empty starts from the SFT policy, as in the paper.",
     )
     train_steps: int = Field(1000, ge=1, description="Optimiser steps; data is passed over again as needed.")
     batch_size: int = Field(64, ge=1, description="Pairs per optimiser step on one device.")

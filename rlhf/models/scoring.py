@@ -1,0 +1,106 @@
+"""A reward model: scores of prompt and response."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf.data.template import Template
+from rlhf.errors import ModelError
+from rlhf.models.card import ModelCard
+from rlhf.models.loading import Kind, follow, kind_of, load_classifier, load_tokenizer
+
+
+class RewardModel:
+    """A sequence classifier with one output that reads the prompt *and* the response.
+
+    A causal model reads prompt, response and EOS as one sequence and is scored at its last token. An encoder or
+    encoder-decoder reads them as a text pair, with one separator put there by its tokenizer. Scores are shifted by a
+    constant that is part of the model, so that reference responses average 0.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None):
+        self.model, self.tokenizer, self.card = model, tokenizer, card
+        self.shift = card.score_shift if card else 0.0
+        self.kind = kind_of(model.config)
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.max_length = min(limit or tokenizer.model_max_length, tokenizer.model_max_length)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Load a Model artifact, or any Hugging Face folder, id or short name with or without a score head.
+
+        Raises:
+            ModelError: There is no model, or it has more than one label.
+        """
+        path, card = follow(folder)
+        tokenizer = load_tokenizer(path)
+        return cls(load_classifier(path, tokenizer), tokenizer, card)
+
+    def save(self, folder: str | Path, card: ModelCard) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        card.save(folder)
+
+    def encode(self, prompt: str, completion: str) -> dict[str, list[int]]:
+        """Token ids of one rendered prompt and one completion, with `token_type_ids` where the model uses them.
+
+        Raises:
+            ModelError: The two do not fit the model's positions.
+        """
+        if self.kind is Kind.CAUSAL:
+            eos = self.tokenizer.eos_token_id
+            head = self.tokenizer(prompt, verbose=False)["input_ids"]
+            if head and head[-1] == eos:
+                head = head[:-1]
+            tail = self.tokenizer(Template.completion(prompt, completion), add_special_tokens=False, verbose=False)
+            encoded: dict[str, list[int]] = {"input_ids": [*head, *tail["input_ids"], eos]}
+        else:
+            encoded = dict(self.tokenizer(prompt.strip(), completion.strip(), verbose=False))
+            encoded.pop("attention_mask", None)
+        if len(encoded["input_ids"]) > self.max_length:
+            raise ModelError(
+                f"reward model: a prompt and completion of {len(encoded['input_ids'])} tokens do not fit its "
+                f"{self.max_length} positions; lower prompt_sequence_length or target_sequence_length"
+            )
+        return encoded
+
+    def collate(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Pad encoded rows on the right. Values are (rows, longest)."""
+        width = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": self.tokenizer.pad_token_id}
+        batch: dict[str, Any] = {
+            name: torch.tensor([row[name] + [fill.get(name, 0)] * (width - len(row[name])) for row in rows])
+            for name in rows[0]
+        }
+        batch["attention_mask"] = torch.tensor(
+            [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows]
+        )
+        return batch
+
+    @torch.inference_mode()
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        batch_size: int = 64,
+        on_batch: Callable[[int], None] = lambda pairs: None,
+    ) -> list[float]:
+        """Shifted scores of rendered prompts and completions, in their order; batched by length.
+
+        Args:
+            on_batch: Called after each batch with the pairs scored so far.
+        """
+        rows = [self.encode(p, c) for p, c in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]["input_ids"]), i))
+        scores = [0.0] * len(rows)
+        self.model.eval()
+        for start in range(0, len(order), batch_size):
+            chunk = order[start : start + batch_size]
+            batch = {k: v.to(self.model.device) for k, v in self.collate([rows[i] for i in chunk]).items()}
+            for i, score in zip(chunk, self.model(**batch).logits[:, 0].float().tolist(), strict=True):
+                scores[i] = score - self.shift
+            on_batch(start + len(chunk))
+        return scores
