@@ -5,13 +5,9 @@ import re
 
 STAGES = ("data_validation", "sft_trainer", "reward_trainer", "ppo_trainer", "bulk_inference", "evaluator")
 
-REGISTRY_VARIABLE = "IMAGE_REGISTRY"
-TAG_VARIABLE = "IMAGE_TAG"
-
-# What components carry when they run from the source tree: no registry serves this name, so that it cannot be
+# Registry and tag of components that run from the source tree: no registry serves this name, so that nothing is
 # pulled by mistake.
-NOT_BUILT_REGISTRY = "not-built.invalid"
-NOT_BUILT_TAG = "source-tree"
+NOT_BUILT = ("not-built.invalid", "source-tree")
 
 
 class ImageError(Exception):
@@ -29,13 +25,14 @@ def image(stage: str) -> str:
     """
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}, expected one of {', '.join(STAGES)}")
-    registry = os.environ.get(REGISTRY_VARIABLE) or NOT_BUILT_REGISTRY
-    tag = os.environ.get(TAG_VARIABLE) or NOT_BUILT_TAG
-    return f"{registry}/rlhf-{stage.replace('_', '-')}:{tag}"
+    return _name(os.environ.get("IMAGE_REGISTRY") or NOT_BUILT[0], stage, os.environ.get("IMAGE_TAG") or NOT_BUILT[1])
 
 
-def use_images(registry: str | None, tag: str | None) -> None:
-    """Choose the images that components imported from now on carry, for a cluster that must be able to pull them.
+def cluster_images(registry: str | None, tag: str | None) -> dict[str, str]:
+    """Image names for a cluster, which must be able to pull them.
+
+    Returns:
+        {stage: image}.
 
     Raises:
         ImageError: No registry, no tag, a tag that moves (`latest`), or one that no registry takes.
@@ -51,5 +48,8 @@ def use_images(registry: str | None, tag: str | None) -> None:
             f"tag: found {tag!r}, expected a fixed tag of letters, digits, '.', '_' and '-', such as a commit; "
             "'latest' moves, so a cached step could come from another image"
         )
-    os.environ[REGISTRY_VARIABLE] = registry
-    os.environ[TAG_VARIABLE] = tag
+    return {stage: _name(registry, stage, tag) for stage in STAGES}
+
+
+def _name(registry: str, stage: str, tag: str) -> str:
+    return f"{registry}/rlhf-{stage.replace('_', '-')}:{tag}"

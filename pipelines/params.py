@@ -1,0 +1,139 @@
+"""Parameter files: read, and checked against the pipeline before anything runs."""
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp.dsl.base_component import BaseComponent
+from kfp.pipeline_spec import pipeline_spec_pb2
+
+_Type = pipeline_spec_pb2.ParameterType
+
+# Parameters of the closed Vertex pipeline that this one does not have.
+GONE = {
+    "project": "the project is chosen when the pipeline is submitted",
+    "location": "the region is chosen when the pipeline is submitted",
+    "accelerator_type": "accelerators come from the profile the pipeline is compiled with",
+    "accelerator_count": "accelerators come from the profile the pipeline is compiled with",
+}
+# Parameters that mean something on a cluster only; the value is what they default to.
+NOTHING_LOCALLY = {
+    "model_display_name": "no model registry on this machine",
+    "deploy_model": "no endpoint to deploy to on this machine",
+    "tensorboard_resource_id": "event files are among the outputs of the stages",
+    "encryption_spec_key_name": "outputs are written to this machine's disk as they are",
+}
+
+
+class ParameterError(Exception):
+    """Parameters are wrong; one line for each, naming it, what was found and what was expected."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as PyYAML reads it, except that 3e-4 is a number, as in YAML 1.2, and a name may be given only once."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.MarkedYAMLError(problem=f"{name} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a YAML or JSON file of pipeline parameters.
+
+    Raises:
+        ParameterError: The file is missing, not YAML, or not a mapping of names to values.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise ParameterError(f"{path}{line}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise ParameterError(f"{path}: found {_shown(values)}, expected a mapping of parameter names to values")
+    for name, value in values.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ParameterError(f"{name}: found {_shown(value)}, expected what JSON can carry: {error}") from error
+    return values
+
+
+def check(values: dict[str, Any], pipeline: BaseComponent) -> tuple[dict[str, Any], list[str]]:
+    """Check parameters for a run on this machine.
+
+    A parameter given as null counts as not given. Whole floats are taken for integers and integers for floats, as
+    KFP does.
+
+    Args:
+        values: Parameter names and values, for example from `read`.
+        pipeline: A function decorated with `dsl.pipeline`.
+
+    Returns:
+        The arguments to run the pipeline with, and warnings about parameters that mean nothing here.
+
+    Raises:
+        ParameterError: A parameter is unknown, missing or of the wrong type; all of them are named.
+    """
+    known = pipeline.pipeline_spec.root.input_definitions.parameters
+    arguments, warnings, errors = {}, [], []
+    for name, value in values.items():
+        if value is None:
+            continue
+        if name in known:
+            kind = known[name].parameter_type
+            if not _fits(value, kind):
+                errors.append(f"{name}: found {_shown(value)}, expected {_EXPECTED[kind]}")
+            else:
+                arguments[name] = int(value) if kind == _Type.NUMBER_INTEGER else value
+                if name in NOTHING_LOCALLY and value:
+                    warnings.append(f"{name}: ignored, {NOTHING_LOCALLY[name]}")
+        elif name in GONE:
+            warnings.append(f"{name}: ignored, {GONE[name]}")
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted(known))}"
+            errors.append(f"{name}: unknown parameter, {hint}")
+    for name, definition in known.items():
+        required = not definition.is_optional and not definition.HasField("default_value")
+        if required and values.get(name) is None:
+            errors.append(f"{name}: missing, expected {_EXPECTED[definition.parameter_type]}")
+    if errors:
+        raise ParameterError("\n".join(sorted(errors)))
+    return arguments, warnings
+
+
+_EXPECTED = {
+    _Type.STRING: "text",
+    _Type.NUMBER_INTEGER: "a whole number",
+    _Type.NUMBER_DOUBLE: "a number",
+    _Type.BOOLEAN: "true or false",
+    _Type.STRUCT: "a mapping of option names to values",
+    _Type.LIST: "a list",
+}
+
+
+def _fits(value: Any, kind: int) -> bool:
+    if kind in (_Type.NUMBER_INTEGER, _Type.NUMBER_DOUBLE):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (kind == _Type.NUMBER_DOUBLE or float(value).is_integer())
+    return isinstance(value, {_Type.STRING: str, _Type.BOOLEAN: bool, _Type.STRUCT: dict, _Type.LIST: list}[kind])
+
+
+def _shown(value: Any) -> str:
+    kind = {str: "text", bool: "a truth value", int: "a number", float: "a number", dict: "a mapping", list: "a list"}
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind.get(type(value), type(value).__name__)})"
