@@ -2,8 +2,8 @@
 
 Each post is a small story in the manner of Reddit's r/relationships: somebody (`who`) did something (`deed`) to a
 belonging (`thing`) on some day (`day`), and the author asks what to do (`question`). The five facts stand among filler.
-A good summary carries all five, is short and invents nothing; `gold_score` says how good one is. The pipeline never sees that
-score: it reads only the texts and the noisy `choice` that follows it, as it would with labels made by people.
+A good summary carries all five, is short and invents nothing; `gold_score` says how good one is. The pipeline never
+sees that score: it reads only the texts and the noisy `choice` that follows it, as it would with labels made by people.
 
 No two posts share all five facts, and evaluation posts use combinations that a hash keeps out of everything else.
 """
@@ -18,8 +18,9 @@ from pathlib import Path
 
 SUFFIX = "TL;DR:"
 
-# Kind of fact -> its values. A word stands in one kind only and in no filler, so that a whole-word match settles what a
-# summary claims. Few values a kind, each one token of the demo's tokenizer: what a model of 0.4 M parameters can compare.
+# Kind of fact -> its values. A word stands in one kind only and in no filler, so that a whole-word match settles what
+# a summary claims. Few values a kind, each one token of the demo's tokenizer: what a model of 0.4 M parameters can
+# compare.
 FACTS: dict[str, tuple[str, ...]] = {
     "who": ("brother", "sister", "boss", "neighbour", "cousin", "roommate", "landlord", "uncle"),
     "deed": ("sold", "broke", "stole", "lost", "painted", "burned", "borrowed", "hid"),
@@ -50,8 +51,8 @@ _PADDING = (
     "and it is all a bit of a mess right now",
 )
 
-# How a demonstration errs: chance to drop each fact, to name something wrong, to pad. Imperfect on purpose, so that a policy
-# fitted to demonstrations leaves something for reinforcement learning to gain.
+# How a demonstration errs: chance to drop each fact, to name something wrong, to pad. Imperfect on purpose, so that a
+# policy fitted to demonstrations leaves something for reinforcement learning to gain.
 _DEMONSTRATION_DROPS = {"who": 0.30, "deed": 0.10, "thing": 0.15, "day": 0.60, "question": 0.45}
 _DEMONSTRATION_WRONG = 0.10
 _DEMONSTRATION_PADDED = 0.45
@@ -79,8 +80,8 @@ def generate(
 
     `folder` gets `preferences.jsonl` (Vertex text format: `input_text`, `candidate_0`, `candidate_1`, `choice`),
     `prompts.jsonl` (`input_text`), `evaluation.jsonl` (`input_text`, `output_text` as the reference) and
-    `demonstrations.jsonl` (`prompt`, `completion`); every row has an `id`. `gold_folder` gets `gold.jsonl`: `id`, `facts` and, for
-    preferences, the `choice` before label noise. The same seed and sizes give the same bytes.
+    `demonstrations.jsonl` (`prompt`, `completion`); every row has an `id`. `gold_folder` gets `gold.jsonl`: `id`,
+    `facts` and, for preferences, the `choice` before label noise. The same seed and sizes give the same bytes.
 
     Args:
         folder: Where the pipeline's input goes; made if missing.
@@ -143,8 +144,8 @@ def generate(
 def gold_score(facts: dict[str, str], summary: str) -> float:
     """Facts carried, minus inventions, minus 0.1 for each word beyond 12. The best is 5.
 
-    A fact is carried when its value stands in the summary as a whole word, in any case. An invention is a value of `FACTS` that is
-    in the summary and not in the post.
+    A fact is carried when its value stands in the summary as a whole word, in any case. An invention is a value of
+    `FACTS` that is in the summary and not in the post.
 
     Args:
         facts: Kind -> value, as in `gold.jsonl`.
