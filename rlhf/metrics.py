@@ -53,7 +53,8 @@ class WinRate:
             return f"no pair is decided ({_count(self.ties, 'tie')}), so there is no win rate"
         return (
             f"{self.wins:,} of {_count(self.wins + self.losses, 'decided pair')} won: {percent(self.rate)}, "
-            f"95 % interval {percent(self.low)} to {percent(self.high)}; {_count(self.ties, 'tie')} apart"
+            f"95\u00a0% interval {percent(self.low)} to {percent(self.high)}; "
+            f"{_count(self.ties, 'tie') + ' apart' if self.ties else 'no ties'}"
         )
 
 
@@ -75,7 +76,7 @@ def win_rate(before: Sequence[float], after: Sequence[float], tie_margin: float 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of pairs in which the chosen completion scores higher, with its 95 % Wilson interval; None without pairs."""
+    """Share of pairs whose chosen completion scores higher, with its 95 % Wilson interval; None without pairs."""
 
     correct: int
     pairs: int
@@ -104,9 +105,9 @@ def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
 
 
 def percent(share: float) -> str:
-    """A share as per cent, with one decimal below 10 % and above 90 %: 0.934 is "93.4 %"."""
+    """A share as per cent, with one decimal below 10 % and above 90 %: 0.934 is "93.4 %", with a no-break space."""
     value = 100 * share
-    return f"{value:.0f} %" if 10 <= value <= 90 or value in (0, 100) else f"{value:.1f} %"
+    return f"{value:.{0 if 10 <= value <= 90 or value in (0, 100) else 1}f}\u00a0%"
 
 
 def _share(hits: int, of: int) -> tuple[float, float, float] | tuple[None, None, None]:

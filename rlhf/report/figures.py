@@ -60,13 +60,20 @@ _STYLE = {
 }
 
 
-def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
+def lines(
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    limit: float | None = None,
+) -> str:
     """Curves over steps.
 
     Args:
         title: Short, shown above the plot and given to screen readers.
         series: {label: [(x, y), ...]}, at most five. Points that are not finite leave a gap.
         x_label, y_label: With their units.
+        limit: A bound on y, drawn across once the curves come near it (above half of it).
 
     Returns:
         An `<svg>` element.
@@ -84,6 +91,11 @@ def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_lab
                 linestyle=_DASHES[index],
                 marker="o" if len(points) < 3 else None,
                 label=visible(label),
+            )
+        if limit is not None and axes.dataLim.ymax > limit / 2:
+            axes.axhline(limit, color=_INK, linewidth=1, linestyle=(0, (2, 3)))
+            axes.annotate(
+                f"limit {limit:g}", (1, limit), (0, 3), ("axes fraction", "data"), "offset points", ha="right"
             )
         return _finish(drawing, axes, title, legend=len(series) > 1)
 

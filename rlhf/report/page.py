@@ -38,6 +38,9 @@ def visible(value: Any) -> Any:
     return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", value)
 
 
+_NUMBER = re.compile(r"[+−-]?[\d.,]+(\s?%)?")
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of a page under a heading of its own; `id` is its anchor, unique on the page."""
@@ -92,10 +95,12 @@ def note(text: str) -> Markup:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> Markup:
-    """A table. Numbers are right-aligned, to four significant digits; None is a dash; Markup cells are kept."""
-    cells = [[(number(c), True) if _is_number(c) else ("–" if c is None else c, False) for c in row] for row in rows]
-    numeric = [bool(cells) and all(row[i][1] for row in cells) for i in range(len(headers))]
-    return _parts().table(list(zip(headers, numeric, strict=True)), cells, caption)
+    """A table. Numbers get four significant digits, None is a dash, Markup cells are kept; a column of numbers, or of
+    texts that are numbers, is right-aligned."""
+    rows = [list(row) for row in rows]
+    columns = [[row[i] for row in rows] for i in range(len(headers))]
+    numeric = [any(map(_is_numeric, column)) and all(c is None or _is_numeric(c) for c in column) for column in columns]
+    return _parts().table(headers, [[_cell(c) for c in row] for row in rows], numeric, caption)
 
 
 def figure(svg: str, alt: str, caption: str) -> Markup:
@@ -125,6 +130,25 @@ def verdict(word: str, headline: str, reasons: Sequence[tuple[bool | None, str]]
     return _parts().verdict(word, headline, reasons, good)
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Texts written for one prompt, side by side."""
+
+    title: str
+    id: str
+    outcome: str
+    good: bool | None
+    """Colour of the outcome, as in `verdict`."""
+    prompt: str
+    columns: Sequence[tuple[str, str, str]]
+    """Each (who wrote it, text, facts about it)."""
+
+
+def comparisons(rows: Sequence[Comparison]) -> Markup:
+    """Texts side by side, the prompt folded."""
+    return _parts().comparisons(rows)
+
+
 def fold(summary: str, body: Markup) -> Markup:
     """Something that opens on a click, without script."""
     return _parts().fold(summary, body)
@@ -141,8 +165,16 @@ def number(value: float) -> str:
     return text.replace("-", "−") if "e" not in text else text
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_numeric(cell: Any) -> bool:
+    if isinstance(cell, str):
+        return _NUMBER.fullmatch(cell) is not None
+    return isinstance(cell, int | float) and not isinstance(cell, bool)
+
+
+def _cell(cell: Any) -> Any:
+    if cell is None:
+        return "–"
+    return number(cell) if _is_numeric(cell) and not isinstance(cell, str) else cell
 
 
 @cache

@@ -82,4 +82,4 @@ def test_accuracy_counts_a_tie_as_wrong_and_names_it():
     ("share", "text"), [(0.934, "93.4 %"), (0.5, "50 %"), (1.0, "100 %"), (0.0, "0 %"), (0.001, "0.1 %")]
 )
 def test_percent_keeps_a_decimal_where_it_matters(share, text):
-    assert percent(share) == text
+    assert percent(share) == text.replace(" ", "\u00a0")

@@ -1,0 +1,5 @@
+from rlhf.evaluator.config import EvaluatorConfig
+from rlhf.evaluator.stage import run
+from rlhf.job import main
+
+main("evaluator", EvaluatorConfig, run)

@@ -1,0 +1,38 @@
+"""Options of the evaluator."""
+
+from pydantic import Field
+
+from rlhf.config import StageConfig
+
+
+class EvaluatorConfig(StageConfig):
+    """The rule of the verdict, and how the page is made."""
+
+    min_win_rate: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="Share of decided pairs. Promote only if the lower end of the win rate's 95 % interval is above.",
+    )
+    tie_margin: float = Field(
+        0.0, ge=0, description="Reward differences up to this, in the reward model's unit, are ties."
+    )
+    kl_limit: float = Field(
+        20.0,
+        gt=0,
+        description="Nats per completion from the policy before tuning. Promote only at or below it: further away, "
+        "reward models stop predicting what people prefer (Stiennon et al. 2020, fig. 5, where that happens within "
+        "tens of nats).",
+    )
+    max_ended_drop: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        description="Share of completions. Promote only if those that end by themselves did not fall by more.",
+    )
+    rouge_stemming: bool = Field(
+        False, description="ROUGE over Porter stems. Off as in Hugging Face `evaluate`; set it to compare with others."
+    )
+    side_by_side_rows: int = Field(40, ge=0, description="Prompts shown side by side, a seeded random choice.")
+    batch_size: int = Field(64, ge=1, description="Completions scored at once.")
+    seed: int = Field(0, ge=0, description="Seeds the choice of the prompts shown side by side.")

@@ -1,0 +1,72 @@
+"""The rule that says promote or hold. ROUGE is not in it: it falls while people's preference rises (PEERS: trlx,
+Stiennon et al. 2020), so nothing is gated on it."""
+
+import math
+from dataclasses import dataclass
+
+from rlhf.evaluator.config import EvaluatorConfig
+from rlhf.metrics import WinRate, percent
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Promote or hold, with each condition of the rule in words: met, not met, or None for not checked."""
+
+    promote: bool
+    headline: str
+    reasons: list[tuple[bool | None, str]]
+
+
+def decide(
+    config: EvaluatorConfig, win_rate: WinRate, kl: float | None, ended_before: float, ended_after: float
+) -> Verdict:
+    """Promote if no condition is violated.
+
+    Args:
+        win_rate: Of the tuned model against the one before, by the reward model.
+        kl: Nats per completion from the policy before tuning; None if it was not measured.
+        ended_before, ended_after: Shares of completions that ended by themselves.
+    """
+    reasons = [_win_rate(config, win_rate), _kl(config, kl), _ended(config, ended_before, ended_after)]
+    promote = all(met is not False for met, _ in reasons)
+    if win_rate.rate is None:
+        headline = "The reward model scores the two models' completions alike, so there is nothing to promote."
+    elif promote:
+        headline = (
+            "By the reward model, the tuned model is better than the one before "
+            f"in {percent(win_rate.rate)} of the decided pairs."
+        )
+    elif reasons[0][0]:
+        headline = "By the reward model the tuned model is better, but it paid for that in a way that does not pass."
+    elif win_rate.rate < 0.5:
+        headline = "By the reward model, the tuned model is worse than the one before."
+    else:
+        headline = "It is not shown that the tuned model is better than the one before."
+    return Verdict(promote, headline, reasons)
+
+
+def _win_rate(config: EvaluatorConfig, win_rate: WinRate) -> tuple[bool, str]:
+    if win_rate.low is None:
+        return False, f"Win rate: {win_rate.in_words()}."
+    met = win_rate.low > config.min_win_rate
+    side = "above" if met else "not above"
+    text = f"Win rate: {win_rate.in_words()}. The lower end is {side} {percent(config.min_win_rate)}."
+    return met, text
+
+
+def _kl(config: EvaluatorConfig, kl: float | None) -> tuple[bool | None, str]:
+    if kl is None:
+        return None, "KL: not checked, because no log of the tuning with `ppo/kl` was given."
+    if not math.isfinite(kl):
+        return False, f"KL: the last values logged in tuning are not finite ({kl})."
+    met = kl <= config.kl_limit
+    side = "within" if met else "above"
+    text = f"KL: {kl:.3g} nats per completion away from the policy before, {side} the limit of {config.kl_limit:g}."
+    return met, text
+
+
+def _ended(config: EvaluatorConfig, before: float, after: float) -> tuple[bool, str]:
+    # A hair's breadth for sums of floats: a fall of exactly the permitted two points is permitted.
+    met = before - after <= config.max_ended_drop + 1e-9
+    text = f"Endings: {percent(after)} of the completions end by themselves, {percent(before)} before tuning"
+    return met, text + ("." if met else f"; a fall of more than {100 * config.max_ended_drop:g} points is not allowed.")
