@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import psutil
-from google.protobuf.json_format import MessageToDict
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 from kfp.local.config import LocalExecutionConfig
@@ -133,8 +132,8 @@ class _Console(io.TextIOBase):
 
 def _display_names(pipeline: BaseComponent) -> dict[str, str]:
     """Task names by the name under which kfp.local runs them, which is the component's."""
-    tasks = MessageToDict(pipeline.pipeline_spec.root.dag)["tasks"]
-    return {task["componentRef"]["name"].removeprefix("comp-"): task["taskInfo"]["name"] for task in tasks.values()}
+    tasks = pipeline.pipeline_spec.root.dag.tasks.values()
+    return {task.component_ref.name.removeprefix("comp-"): task.task_info.name for task in tasks}
 
 
 @contextlib.contextmanager
