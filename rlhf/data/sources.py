@@ -170,7 +170,7 @@ class Source:
             place = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else file
             raise self._error(place, f"a JSON array that is malformed or cut off ({_one_line(error)})") from error
         for number, value in enumerate(values, 1):
-            yield Row(file, number, json.dumps(value, ensure_ascii=False), value)
+            yield Row(file, number, _as_json(value), value)
 
     def _decode(self, content: bytes, place: str) -> str:
         try:
@@ -184,7 +184,12 @@ def _parquet_rows(file: str, data: IO[bytes]) -> Iterator[Row]:
         data = io.BytesIO(data.read())
     values = (value for batch in pq.ParquetFile(data).iter_batches(10_000) for value in batch.to_pylist())
     for number, value in enumerate(values, 1):
-        yield Row(file, number, json.dumps(value, ensure_ascii=False, default=str), value)
+        yield Row(file, number, _as_json(value), value)
+
+
+def _as_json(value: Any) -> str:
+    # A lone surrogate is no text; spelt out it is the JSON escape it came from.
+    return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
 
 
 def _peek(data: IO[bytes], size: int) -> bytes:

@@ -47,6 +47,10 @@ class Template(BaseModel):
         body, ending = self._split(prompt)
         return self._head + body + ending
 
+    def body(self, prompt: str) -> str:
+        """The prompt less its suffix and the whitespace around it: what makes it the same prompt as another."""
+        return self._split(prompt)[0].strip()
+
     def fit(self, prompt: str, count_tokens: Callable[[str], int]) -> tuple[str, bool]:
         """Render `prompt` into at most `prompt_sequence_length` tokens.
 

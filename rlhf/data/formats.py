@@ -1,0 +1,425 @@
+"""The shapes users bring, recognised by their fields and converted to canonical rows."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from rlhf.data.sources import Row, Source
+from rlhf.errors import DataError
+
+Kind = Literal["preferences", "prompts", "demonstrations"]
+
+
+class Shape(StrEnum):
+    """A published way to lay out a row; `FIELDS` says what each is recognised by."""
+
+    VERTEX_TEXT = "Vertex text"
+    VERTEX_CHAT = "Vertex chat"
+    TRL = "TRL / CarperAI"
+    TRL_CHAT = "TRL conversational"
+    OPENAI_COMPARISONS = "OpenAI comparisons"
+    OPENAI_TLDR = "OpenAI TL;DR"
+    HH_RLHF = "HH-RLHF"
+
+
+FIELDS = {
+    Shape.VERTEX_TEXT: "input_text with candidate_0, candidate_1, choice, or with output_text",
+    Shape.VERTEX_CHAT: "messages [{author, content}], context; candidate_0, candidate_1, choice beside or in the last",
+    Shape.TRL: "prompt with chosen, rejected, or with completion or label",
+    Shape.TRL_CHAT: "the same with lists of {role, content}, or messages",
+    Shape.OPENAI_COMPARISONS: "info {post or article, title, subreddit}, summaries [{text}, {text}], choice",
+    Shape.OPENAI_TLDR: "subreddit, title, post, summary",
+    Shape.HH_RLHF: "chosen, rejected as transcripts with 'Human:' and 'Assistant:'",
+}
+
+
+class Reason(StrEnum):
+    """Why a row stands in quarantine. The list is closed; `MEANINGS` explains each."""
+
+    NOT_JSON = "not_json"
+    MISSING_FIELD = "missing_field"
+    NOT_TEXT = "not_text"
+    BLANK_PROMPT = "blank_prompt"
+    BLANK_CANDIDATE = "blank_candidate"
+    BARE_SUFFIX = "bare_suffix"
+    EQUAL_CANDIDATES = "equal_candidates"
+    BAD_CHOICE = "bad_choice"
+    SEVERAL_TURNS = "several_turns"
+
+
+MEANINGS = {
+    Reason.NOT_JSON: "not a JSON object",
+    Reason.MISSING_FIELD: "a field needed for this dataset is not there, or is null",
+    Reason.NOT_TEXT: "something else, or half a character (a lone surrogate), where text belongs",
+    Reason.BLANK_PROMPT: "the prompt, its post or its last message is empty or only whitespace",
+    Reason.BLANK_CANDIDATE: "a candidate, or the completion of a demonstration, is empty or only whitespace",
+    Reason.BARE_SUFFIX: "the prompt or a candidate is only a marker such as 'TL;DR:'",
+    Reason.EQUAL_CANDIDATES: "both candidates are the same, whitespace around them aside",
+    Reason.BAD_CHOICE: "choice is not the number 0 or 1",
+    Reason.SEVERAL_TURNS: "a candidate is a conversation, not one reply",
+}
+
+
+class Unfit(Exception):
+    """A row cannot be used."""
+
+    def __init__(self, reason: Reason):
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass
+class FileCount:
+    """Where a file's rows went: read = kept + quarantined."""
+
+    read: int = 0
+    kept: int = 0
+    quarantined: int = 0
+
+
+@dataclass
+class Converted:
+    """What became of a source."""
+
+    parameter: str
+    shape: Shape | None = None
+    """None where no row is a JSON object."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """Canonical, with `id`, in the order read; preferences without `split` as yet."""
+    quarantined: list[dict[str, Any]] = field(default_factory=list)
+    """file, line, reason, row (whole)."""
+    counts: dict[str, FileCount] = field(default_factory=dict)
+    """By file, in the order read."""
+    repeated_ids: int = 0
+    """Rows whose own id another row already had, so that a counter was added."""
+
+
+def convert_source(source: Source, kind: Kind, suffix: str | None, tick: Callable[[int], None]) -> Converted:
+    """Read a source and convert every row, or put it in quarantine with a reason.
+
+    Args:
+        source: Where the rows are.
+        kind: What they are for.
+        suffix: How prompts end, where that is known already.
+        tick: Called with the number of rows read so far, for progress.
+
+    Raises:
+        DataError: A file cannot be read (see `Source.rows`), no row has a known shape, or two shapes are mixed.
+    """
+    result = Converted(source.parameter, counts={file: FileCount() for file in source.files})
+    ids = _Ids()
+    seen: Row | None = None
+    undecided: list[Row] = []
+
+    def place(row: Row) -> None:
+        try:
+            canonical = convert(row.value, result.shape, kind, suffix)
+        except Unfit as unfit:
+            quarantine(row, unfit.reason)
+        else:
+            result.rows.append({"id": ids.give(row.value, canonical), **canonical})
+            result.counts[row.file].kept += 1
+
+    def quarantine(row: Row, reason: Reason) -> None:
+        result.quarantined.append({"file": row.file, "line": row.line, "reason": str(reason), "row": row.text})
+        result.counts[row.file].quarantined += 1
+
+    for number, row in enumerate(source.rows(), 1):
+        result.counts[row.file].read += 1
+        tick(number)
+        if not isinstance(row.value, dict):
+            quarantine(row, Reason.NOT_JSON)
+            continue
+        shape = recognise(row.value)
+        if shape is None:
+            undecided.append(row)
+        elif seen is not None and shape != result.shape:
+            raise DataError(
+                f"{source.parameter}: two shapes in one source: {result.shape} at {seen.file}:{seen.line} and {shape} "
+                f"at {row.file}:{row.line}; convert one of them"
+            )
+        else:
+            seen, result.shape = seen or row, shape
+            place(row)
+    if undecided and result.shape is None:
+        row = undecided[0]
+        known = "; ".join(f"{shape}: {fields}" for shape, fields in FIELDS.items())
+        raise DataError(
+            f"{source.parameter}: {row.file}:{row.line}: found the fields {', '.join(row.value) or '(none)'}, expected "
+            f"one of these shapes: {known}"
+        )
+    for row in undecided:
+        place(row)
+    result.repeated_ids = ids.repeated
+    for file, count in result.counts.items():
+        assert count.read == count.kept + count.quarantined, f"{file}: rows were lost: {count}"
+    return result
+
+
+def recognise(row: dict[str, Any]) -> Shape | None:
+    """The shape of a row by its fields; None where they fit none, or too few are there to tell."""
+    if "summaries" in row:
+        return Shape.OPENAI_COMPARISONS
+    if "prompt" in row or isinstance(row.get("chosen"), list):
+        chat = any(isinstance(row.get(name), list) for name in ("prompt", "chosen", "rejected", "completion"))
+        return Shape.TRL_CHAT if chat else Shape.TRL
+    if isinstance(row.get("messages"), list):
+        authors = any("author" in message for message in row["messages"] if isinstance(message, dict))
+        return Shape.VERTEX_CHAT if authors else Shape.TRL_CHAT
+    if "input_text" in row or {"candidate_0", "candidate_1", "choice"} <= set(row):
+        return Shape.VERTEX_TEXT
+    if "post" in row and not {"title", "subreddit", "summary"}.isdisjoint(row):
+        return Shape.OPENAI_TLDR
+    if "rejected" in row and _ASSISTANT in str(row.get("chosen")):
+        return Shape.HH_RLHF
+    return None
+
+
+def convert(row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = None) -> dict[str, Any]:
+    """A row of `shape` as a canonical row of `kind`, without `id` and `split`.
+
+    Returns:
+        preferences: prompt, chosen, rejected; prompts: prompt, reference (None where there is none);
+        demonstrations: prompt, completion.
+
+    Raises:
+        Unfit: The row cannot be used.
+    """
+    canonical = _CONVERTERS[shape](row, kind)
+    reference = canonical.get("reference")
+    if reference is not None:
+        canonical["reference"] = reference if _text(reference).strip() else None
+    candidates = [canonical[name] for name in ("chosen", "rejected", "completion") if name in canonical]
+    texts = [_text(text) for text in (canonical["prompt"], *candidates)]
+    if not texts[0].strip():
+        raise Unfit(Reason.BLANK_PROMPT)
+    if not all(text.strip() for text in texts):
+        raise Unfit(Reason.BLANK_CANDIDATE)
+    if any(_BARE_MARKER.fullmatch(text.strip()) or text.strip() == (suffix or "").strip() for text in texts):
+        raise Unfit(Reason.BARE_SUFFIX)
+    if kind == "preferences" and texts[1].strip() == texts[2].strip():
+        raise Unfit(Reason.EQUAL_CANDIDATES)
+    return canonical
+
+
+# What prompts end in and candidates sometimes begin with: "TL;DR:", "[summary]:", "Answer:".
+_BARE_MARKER = re.compile(r"\[\w+\]:|tl;?dr:?|[\w;]{1,20}:", re.IGNORECASE)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        raise Unfit(Reason.MISSING_FIELD)
+    if not isinstance(value, str):
+        raise Unfit(Reason.NOT_TEXT)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unfit(Reason.NOT_TEXT) from None
+    return value
+
+
+def _need(row: dict[str, Any], name: str) -> Any:
+    if row.get(name) is None:
+        raise Unfit(Reason.MISSING_FIELD)
+    return row[name]
+
+
+def _pair(row: dict[str, Any], candidates: tuple[Any, Any]) -> dict[str, Any]:
+    """Chosen and rejected by `choice`."""
+    if "choice" not in row:
+        raise Unfit(Reason.MISSING_FIELD)
+    choice = row["choice"]
+    # Data frames write 1 as 1.0. True is no choice, though Python counts it as 1.
+    if isinstance(choice, bool) or not isinstance(choice, int | float) or choice not in (0, 1):
+        raise Unfit(Reason.BAD_CHOICE)
+    return {"chosen": candidates[int(choice)], "rejected": candidates[1 - int(choice)]}
+
+
+def _vertex_text(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    prompt = {"prompt": _need(row, "input_text")}
+    if kind == "preferences":
+        return prompt | _pair(row, (_need(row, "candidate_0"), _need(row, "candidate_1")))
+    if kind == "prompts":
+        return prompt | {"reference": row.get("output_text")}
+    return prompt | {"completion": _need(row, "output_text")}
+
+
+def _messages_row(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """Vertex chat, and TRL's `messages`. The last message may be the answer, or hold the candidates."""
+    messages = _messages(_need(row, "messages"))
+    last = messages[-1]
+    if row.get("context"):
+        messages.insert(0, {"role": "system", "content": row["context"]})
+    if kind == "preferences":
+        if "candidate_0" in row["messages"][-1]:
+            row = row["messages"][-1]
+            if last["role"] != "user":
+                messages.pop()
+        return {"prompt": _transcript(messages)} | _pair(row, (_need(row, "candidate_0"), _need(row, "candidate_1")))
+    answer = row.get("output_text")
+    if last["role"] == "assistant":
+        answer = answer or last["content"]
+        messages.pop()
+    if kind == "demonstrations" and answer is None:
+        raise Unfit(Reason.MISSING_FIELD)
+    return {"prompt": _transcript(messages), ("reference" if kind == "prompts" else "completion"): answer}
+
+
+def _trl(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    prompt = {"prompt": _need(row, "prompt")}
+    if kind == "preferences":
+        return prompt | {"chosen": _need(row, "chosen"), "rejected": _need(row, "rejected")}
+    answer = row.get("completion", row.get("label"))
+    if kind == "prompts":
+        return prompt | {"reference": answer}
+    return prompt | {"completion": answer}
+
+
+def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """`prompt` may be missing (then it is what chosen and rejected share), or stand in them as well."""
+    if "prompt" not in row and "messages" in row:
+        return _messages_row(row, kind)
+    prompt = row.get("prompt") or []
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    prompt = _messages(prompt) if prompt else []
+    if kind == "preferences":
+        chosen, rejected = (_replies(_need(row, name)) for name in ("chosen", "rejected"))
+        shared = chosen[: _common(chosen[:-1], rejected[:-1])]
+        chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
+        if len(chosen) > 1 or len(rejected) > 1:
+            raise Unfit(Reason.SEVERAL_TURNS)
+        # Chosen and rejected are whole conversations in some datasets, and then begin with the prompt.
+        messages = shared if shared[: len(prompt)] == prompt else prompt + shared
+        return {
+            "prompt": _transcript(messages),
+            "chosen": chosen[0]["content"],
+            "rejected": rejected[0]["content"],
+        }
+    answer = row.get("completion")
+    if isinstance(answer, list):
+        replies = _replies(answer)
+        if len(replies) > 1:
+            raise Unfit(Reason.SEVERAL_TURNS)
+        answer = replies[0]["content"]
+    if not prompt and row.get("chosen") is not None:
+        prompt = _replies(row["chosen"])[:-1]
+    return {"prompt": _transcript(prompt), ("reference" if kind == "prompts" else "completion"): answer}
+
+
+def _openai_comparison(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    info, summaries = _need(row, "info"), _need(row, "summaries")
+    if not isinstance(info, dict) or not isinstance(summaries, list):
+        raise Unfit(Reason.NOT_TEXT)
+    prompt = {"prompt": _post(info)}
+    if kind == "prompts":
+        return prompt | {"reference": None}
+    if kind == "demonstrations" or len(summaries) != 2 or not all(isinstance(s, dict) for s in summaries):
+        raise Unfit(Reason.MISSING_FIELD)
+    return prompt | _pair(row, (_need(summaries[0], "text"), _need(summaries[1], "text")))
+
+
+def _openai_tldr(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    if kind == "preferences":
+        raise Unfit(Reason.MISSING_FIELD)
+    return {"prompt": _post(row), ("reference" if kind == "prompts" else "completion"): row.get("summary")}
+
+
+def _hh_rlhf(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    """The prompt is what both transcripts share, up to the last `Assistant:` in it."""
+    chosen, rejected = _text(_need(row, "chosen")), _text(_need(row, "rejected"))
+    if not (chosen.strip() and rejected.strip()):
+        raise Unfit(Reason.BLANK_CANDIDATE)
+    shared = chosen[: _common(chosen, rejected)] if kind == "preferences" else chosen
+    prompt = shared[: shared.rfind(_ASSISTANT) + len(_ASSISTANT)] if _ASSISTANT in shared else ""
+    if kind == "prompts":
+        return {"prompt": prompt, "reference": None}
+    if kind == "demonstrations":
+        raise Unfit(Reason.MISSING_FIELD)
+    candidates = chosen[len(prompt) :], rejected[len(prompt) :]
+    if prompt and any(_HUMAN in candidate for candidate in candidates):
+        raise Unfit(Reason.SEVERAL_TURNS)
+    return {"prompt": prompt, "chosen": candidates[0], "rejected": candidates[1]}
+
+
+_ASSISTANT = "\n\nAssistant:"
+_HUMAN = "\n\nHuman:"
+
+_CONVERTERS: dict[Shape, Callable[[dict[str, Any], Kind], dict[str, Any]]] = {
+    Shape.VERTEX_TEXT: _vertex_text,
+    Shape.VERTEX_CHAT: _messages_row,
+    Shape.TRL: _trl,
+    Shape.TRL_CHAT: _trl_chat,
+    Shape.OPENAI_COMPARISONS: _openai_comparison,
+    Shape.OPENAI_TLDR: _openai_tldr,
+    Shape.HH_RLHF: _hh_rlhf,
+}
+
+
+def _post(post: dict[str, Any]) -> str:
+    """A Reddit post or a news article as Stiennon et al. 2020 (table 5) and Huang et al. 2024 lay it out."""
+    body_name = "post" if post.get("post") is not None else "article"
+    body = _text(_need(post, body_name))
+    if not body.strip():
+        raise Unfit(Reason.BLANK_PROMPT)
+    parts = []
+    if post.get("subreddit"):
+        parts.append(f"SUBREDDIT: r/{_text(post['subreddit']).removeprefix('r/')}")
+    if post.get("title"):
+        parts.append(f"TITLE: {_text(post['title'])}")
+    return "\n\n".join([*parts, f"{body_name.upper()}: {body}", "TL;DR:"])
+
+
+def _messages(value: Any) -> list[dict[str, Any]]:
+    """[{role, content}]; Vertex calls the role author."""
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise Unfit(Reason.NOT_TEXT)
+    if not value:
+        raise Unfit(Reason.MISSING_FIELD)
+    return [{"role": _text(m.get("role", m.get("author"))), "content": m.get("content")} for m in value]
+
+
+def _replies(value: Any) -> list[dict[str, Any]]:
+    return _messages([{"role": "assistant", "content": value}] if isinstance(value, str) else value)
+
+
+def _transcript(messages: list[dict[str, Any]]) -> str:
+    """A conversation as plain text: `role: content` lines, then `assistant:` for the reply to follow."""
+    if not messages:
+        raise Unfit(Reason.MISSING_FIELD)
+    lines = [f"{message['role']}: {_text(message['content'])}" for message in messages]
+    if not messages[-1]["content"].strip():
+        raise Unfit(Reason.BLANK_PROMPT)
+    return "\n".join([*lines, "assistant:"])
+
+
+def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many items both begin with."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+class _Ids:
+    """Gives each row an id of its own: its `id`, or a hash of its content; with a counter where that is taken."""
+
+    def __init__(self):
+        self._uses: dict[str, int] = {}
+        self.repeated = 0
+
+    def give(self, row: dict[str, Any], canonical: dict[str, Any]) -> str:
+        own = row.get("id")
+        if isinstance(own, str) and own.strip() and own.isprintable():
+            name = own
+            self.repeated += name in self._uses
+        else:
+            name = hashlib.sha256(json.dumps(list(canonical.values())).encode()).hexdigest()[:16]
+        unique = name
+        while unique in self._uses:
+            self._uses[name] += 1
+            unique = f"{name}-{self._uses[name]}"
+        self._uses[unique] = 1
+        return unique
