@@ -1,0 +1,160 @@
+"""What a person sees of a run on this machine, and how it ends when a stage does not come through."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+from kfp import dsl
+
+from pipelines import local
+
+
+class Outputs(NamedTuple):
+    data: dsl.Dataset
+    metrics: dsl.Metrics
+
+
+@dsl.component(base_image="not-built/first:1", install_kfp_package=False)
+def first(how: str, options: dict, data: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics]):
+    import os
+    import time
+
+    print("noise of a library")
+    print("[first] half way, loss 0.5", flush=True)
+    if how == "error":
+        print("[first] error: prompt_dataset: found 'x', no such file", flush=True)
+        raise SystemExit(1)
+    if how == "bug":
+        raise ValueError("a bug")
+    if how == "killed":
+        os.kill(os.getpid(), 9)
+    if how == "sleep":
+        time.sleep(60)
+    with open(data.path, "w") as file:
+        file.write(f"{options['deep']['er']} {os.environ.get('RLHF_TERMINAL')}")
+    metrics.log_metric("loss", 0.25)
+
+
+@dsl.component(base_image="not-built/second:1", install_kfp_package=False)
+def second(data: dsl.Input[dsl.Dataset]):
+    with open(data.path) as file:
+        print("[second] read", file.read())
+
+
+@dsl.pipeline(name="two")
+def two(how: str = "", options: dict = {}) -> Outputs:
+    task = first(how=how, options=options).set_display_name("the-first")
+    second(data=task.outputs["data"])
+    return Outputs(task.outputs["data"], task.outputs["metrics"])
+
+
+def run(how: str, root: Path):
+    return local.run(two, {"how": how, "options": {"deep": {"er": "seven"}}}, root)
+
+
+def test_a_person_sees_stages_and_what_they_say_and_nothing_else(tmp_path, capfd, recwarn):
+    run("", tmp_path)
+    shown = re.sub(r"\d+\.\d s", "N s", capfd.readouterr().out)
+    assert shown.splitlines() == [
+        "the-first: started",
+        "  [first] half way, loss 0.5",
+        "the-first: finished in N s",
+        "second: started",
+        "  [second] read seven None",
+        "second: finished in N s",
+    ]
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_the_log_has_everything(tmp_path):
+    run("", tmp_path)
+    log = (tmp_path / "run.log").read_text()
+    assert "noise of a library" in log
+    assert '"parameterValues"' in log
+    assert "\x1b" not in log
+
+
+def test_outputs_can_be_used(tmp_path):
+    outputs = run("", tmp_path)
+    assert Path(outputs["data"].path).read_text().startswith("seven")
+    assert Path(outputs["data"].path).is_relative_to(tmp_path)
+    assert outputs["metrics"].metadata["loss"] == 0.25
+
+
+def test_an_error_for_the_user_is_its_one_line(tmp_path, capfd):
+    with pytest.raises(local.StageFailed) as error:
+        run("error", tmp_path)
+    assert str(error.value) == "[first] error: prompt_dataset: found 'x', no such file"
+    shown = capfd.readouterr().out
+    assert "error:" not in shown  # it is shown once, by whoever catches it
+    assert "the-first: failed" in shown
+    assert "second" not in shown
+
+
+def test_a_bug_shows_the_end_of_the_output_and_where_the_rest_is(tmp_path):
+    with pytest.raises(local.StageFailed) as error:
+        run("bug", tmp_path)
+    assert "the-first ended without saying why" in str(error.value)
+    assert "ValueError: a bug" in str(error.value)
+    assert str(tmp_path / "run.log") in str(error.value)
+    assert len(str(error.value).splitlines()) <= local.TAIL_LINES + 3
+
+
+def test_a_killed_stage_shows_its_own_last_lines_and_no_json(tmp_path):
+    with pytest.raises(local.StageFailed) as error:
+        run("killed", tmp_path)
+    assert "killed, for example for want of memory" in str(error.value)
+    assert "[first] half way" in str(error.value)
+    assert "executor_output.json" not in str(error.value)
+
+
+def test_a_failure_leaves_no_state_behind(tmp_path):
+    with pytest.raises(local.StageFailed):
+        run("error", tmp_path / "a")
+    run("", tmp_path / "b")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupting_ends_the_running_stage(tmp_path, sent):
+    code = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('tests_local', {str(Path(__file__))!r})\n"
+        "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
+        f"try: module.run('sleep', module.Path({str(tmp_path)!r}))\n"
+        "except KeyboardInterrupt: sys.exit(130)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    for line in parent.stdout:
+        if "half way" in line:
+            break
+    stage = psutil.Process(parent.pid).children(recursive=True)
+    assert stage
+    began = time.monotonic()
+    os.kill(parent.pid, sent)  # to the parent alone, as a supervisor does
+    assert parent.wait(timeout=20) == 130
+    assert time.monotonic() - began < 10
+    assert not [child for child in stage if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_on_a_terminal_stages_learn_where_to_draw(tmp_path, monkeypatch):
+    terminal, screen = os.openpty()
+    with os.fdopen(screen, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        outputs = run("", tmp_path)
+        name = os.ttyname(screen)
+    assert Path(outputs["data"].path).read_text() == f"seven {name}"
+    assert "RLHF_TERMINAL" not in os.environ
+    os.close(terminal)
+
+
+def test_the_terminals_variable_is_the_one_that_stages_read():
+    from rlhf.progress import TERMINAL_VARIABLE
+
+    assert local.TERMINAL_VARIABLE == TERMINAL_VARIABLE

@@ -1,0 +1,102 @@
+"""The pipeline: its parameters, its shape, and what it hands back."""
+
+import inspect
+
+import pytest
+from google_cloud_pipeline_components.preview.llm import rlhf_pipeline
+
+from pipelines.placement.local import place
+from pipelines.rlhf import Outputs, build
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return build(place).pipeline_spec
+
+
+def edges(spec) -> set[tuple[str, str]]:
+    """(upstream, downstream) by task name."""
+    return {(up, name) for name, task in spec.root.dag.tasks.items() for up in task.dependent_tasks}
+
+
+def test_the_dag_is_that_of_the_design(spec):
+    after = {"bulk-inference-2"}
+    assert edges(spec) >= {
+        ("data-validation", "sft-trainer"),
+        ("sft-trainer", "reward-trainer"),
+        ("reward-trainer", "ppo-trainer"),
+        ("sft-trainer", "bulk-inference"),
+        *{("ppo-trainer", task) for task in after},
+        ("bulk-inference", "evaluator"),
+        ("bulk-inference-2", "evaluator"),
+    }
+    # Completions before tuning do not wait for the tuning.
+    assert ("ppo-trainer", "bulk-inference") not in edges(spec)
+    assert {task for task in spec.root.dag.tasks if not spec.root.dag.tasks[task].dependent_tasks} == {
+        "data-validation"
+    }
+
+
+def test_parameters_of_the_closed_pipeline_keep_names_types_and_defaults(spec):
+    ours = spec.root.input_definitions.parameters
+    theirs = rlhf_pipeline.pipeline_spec.root.input_definitions.parameters
+    platforms_own = {"project", "location", "accelerator_type"}
+    assert set(theirs) - set(ours) == platforms_own
+    # Deploying costs money on a cluster of one's own: it is asked for. Evaluation data is what the report stands on.
+    differs_on_purpose = {"deploy_model", "eval_dataset"}
+    for name in set(theirs) - platforms_own:
+        assert ours[name].parameter_type == theirs[name].parameter_type, name
+        if name not in differs_on_purpose and theirs[name].HasField("default_value"):
+            assert ours[name].default_value == theirs[name].default_value, name
+
+
+def test_every_parameter_reaches_a_stage_or_is_for_publishing(spec):
+    used = {
+        parameter.component_input_parameter
+        for task in spec.root.dag.tasks.values()
+        for parameter in task.inputs.parameters.values()
+    }
+    publishing = {"model_display_name", "deploy_model", "tensorboard_resource_id", "encryption_spec_key_name"}
+    assert set(spec.root.input_definitions.parameters) - used == publishing
+
+
+def test_every_parameter_is_documented(spec):
+    for name, definition in spec.root.input_definitions.parameters.items():
+        assert definition.description, name
+
+
+def test_every_setting_of_a_later_stage_is_checked_by_the_first(spec):
+    first = {
+        parameter.component_input_parameter
+        for parameter in spec.root.dag.tasks["data-validation"].inputs.parameters.values()
+    }
+    for name, task in spec.root.dag.tasks.items():
+        later = {parameter.component_input_parameter for parameter in task.inputs.parameters.values()}
+        assert later <= first, name
+
+
+def test_the_pipeline_hands_back_the_report_the_models_and_every_stages_metrics(spec):
+    handed_back = set(spec.root.output_definitions.artifacts)
+    assert handed_back == set(Outputs._fields)
+    assert len([name for name in handed_back if name.endswith("_metrics")]) == len(spec.root.dag.tasks)
+
+
+def test_cached_steps_are_reused_by_default(spec):
+    assert all(task.caching_options.enable_cache for task in spec.root.dag.tasks.values())
+
+
+def test_the_two_inferences_can_be_told_apart(spec):
+    names = {task.task_info.name for task in spec.root.dag.tasks.values()}
+    assert {"bulk-inference-before", "bulk-inference-after"} <= names
+
+
+def test_one_function_defines_the_dag_and_placement_sees_every_component():
+    placed = []
+
+    def recording(component):
+        placed.append(component.name)
+        return component
+
+    build(recording)
+    assert len(placed) == len(set(placed)) == 6
+    assert "def rlhf(" in inspect.getsource(build)
