@@ -154,7 +154,7 @@ def _numbers(result: Evaluation) -> Markup:
         win,
         ("Reward", _signed(m["reward_after"] - m["reward_before"]), "mean, after minus before"),
         ("KL", f"{m['kl']:.2f}" if "kl" in m else "–", "nats per completion"),
-        ("Ended by themselves", percent(m["ended_after"]), f"{percent(m['ended_before'])} before"),
+        ("Ended", percent(m["ended_after"]), f"by themselves; {percent(m['ended_before'])} before"),
         ("Length", f"{m['tokens_after']:.1f}", f"tokens, {m['tokens_before']:.1f} before"),
     ]
     if "rouge_l_after" in m:

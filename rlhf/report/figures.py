@@ -14,6 +14,8 @@ from xml.etree import ElementTree
 
 from rlhf.report.page import visible
 
+LONGEST_LABEL = 60
+
 _SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", _SVG[1:-1])
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -90,7 +92,7 @@ def lines(
                 color=_series_colour(index, len(series)),
                 linestyle=_DASHES[index],
                 marker="o" if len(points) < 3 else None,
-                label=visible(label),
+                label=_label(label),
             )
         if limit is not None and axes.dataLim.ymax > limit / 2:
             axes.axhline(limit, color=_INK, linewidth=1, linestyle=(0, (2, 3)))
@@ -126,16 +128,22 @@ def histogram(
             colour = _series_colour(index, len(values))
             shares = np.histogram(row, bins=edges)[0] / row.size
             axes.stairs(shares, edges, color=colour, alpha=0.16, fill=True)
-            axes.stairs(shares, edges, color=colour, linewidth=1.6, linestyle=_DASHES[index], label=visible(label))
+            axes.stairs(shares, edges, color=colour, linewidth=1.6, linestyle=_DASHES[index], label=_label(label))
             axes.axvline(row.mean(), color=colour, linewidth=1.2, linestyle=":")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
         axes.set_ylim(bottom=0)
-        return _finish(drawing, axes, title, legend=bool(values))
+        return _finish(drawing, axes, title, legend=len(values) > 1)
 
 
 def _series_colour(index: int, count: int) -> str:
     return _SERIES[1] if count == 1 else _SERIES[index]
+
+
+def _label(text: str) -> str:
+    """One line that leaves room for the plot."""
+    line = " ".join(visible(text).split())
+    return line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…"
 
 
 def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
@@ -143,9 +151,9 @@ def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
 
     drawing = Figure(figsize=(5.4, 3.1), layout="constrained")
     axes = drawing.add_subplot()
-    axes.set_title(visible(title), loc="left", fontsize=11.5, fontweight="bold", pad=22)
-    axes.annotate(visible(y_label), (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9)
-    axes.set_xlabel(visible(x_label), fontsize=9)
+    axes.set_title(_label(title), loc="left", fontsize=11.5, fontweight="bold", pad=22)
+    axes.annotate(_label(y_label), (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9)
+    axes.set_xlabel(_label(x_label), fontsize=9)
     return drawing, axes
 
 

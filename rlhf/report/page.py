@@ -20,7 +20,6 @@ from markupsafe import Markup
 from rlhf.errors import DataError
 
 _SECTIONS_END = "<!-- end of sections -->"
-_CONTENTS_END = "<!-- end of contents -->"
 
 # Characters that do not show, or that reorder what stands around them: C0 and C1 controls (tab and line feed are
 # layout and stay), bidirectional controls (Unicode TR 9), zero-width and tag characters, lone surrogates. The
@@ -59,11 +58,8 @@ class Page:
     sections: Sequence[Section]
 
     def render(self) -> str:
-        return (
-            _environment()
-            .get_template("page.html.j2")
-            .render(page=self, sections_end=Markup(_SECTIONS_END), contents_end=Markup(_CONTENTS_END))
-        )
+        template = _environment().get_template("page.html.j2")
+        return template.render(page=self, sections_end=Markup(_SECTIONS_END))
 
 
 def write_page(path: str | Path, page: Page) -> None:
@@ -73,15 +69,14 @@ def write_page(path: str | Path, page: Page) -> None:
 
 
 def append_section(html: str, section: Section) -> str:
-    """Return a rendered page's text with `section` added after its last section and to its contents.
+    """Return a rendered page's text with `section` added after its last section.
 
     Raises:
         DataError: The text is not a page of this module.
     """
-    if html.count(_SECTIONS_END) != 1 or html.count(_CONTENTS_END) != 1:
+    if html.count(_SECTIONS_END) != 1:
         raise DataError("report: the text is not a page written by rlhf.report, so no section can be added to it")
-    html = html.replace(_CONTENTS_END, _parts().contents_entry(section) + "\n" + _CONTENTS_END)
-    return html.replace(_SECTIONS_END, _parts().section(section) + "\n" + _SECTIONS_END)
+    return html.replace(_SECTIONS_END, f"{_parts().section(section)}\n{_SECTIONS_END}")
 
 
 def paragraph(text: str) -> Markup:
