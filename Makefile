@@ -23,9 +23,10 @@ setup: .venv/.stamp ## Make .venv with everything pinned in constraints.txt (the
 
 .venv/.stamp: constraints.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python 3.11 or set PYTHON=..."; exit 1; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[models,pipelines,dev]'
+	@echo "setting up .venv: minutes, the first time"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(BIN)/pip install -qq -c constraints.txt torch==2.13.0
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[models,pipelines,dev]'
 	@touch $@
 
 demo: setup ## Run the whole pipeline on made-up posts: ARCH=llama|t5 SEED=0 KL=0.15
@@ -52,8 +53,8 @@ readme: setup ## Write the components' READMEs again from their docstrings
 lock: ## Pin again: the newest versions that pyproject.toml allows, into constraints.txt
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet torch==2.13.0
-	build/lock/bin/pip install --quiet '.[models,pipelines,dev]'
+	build/lock/bin/pip install -qq torch==2.13.0
+	build/lock/bin/pip install -qq '.[models,pipelines,dev]'
 	{ grep '^#' constraints.txt; build/lock/bin/pip freeze --exclude rlhf-pipeline | sed 's/+cpu$$//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
