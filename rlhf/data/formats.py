@@ -65,11 +65,12 @@ MEANINGS = {
 
 
 class Unfit(Exception):
-    """A row cannot be used."""
+    """A row cannot be used, for `reason`, because of `field` where it is one field's fault."""
 
-    def __init__(self, reason: Reason):
-        super().__init__(reason)
+    def __init__(self, reason: Reason, field: str = ""):
+        super().__init__(reason, field)
         self.reason = reason
+        self.field = field
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Converted:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Canonical, with `id`, in the order read; preferences without `split` as yet."""
     quarantined: list[dict[str, Any]] = field(default_factory=list)
-    """file, line, reason, row (whole)."""
+    """file, line, reason, field (empty where no single one is at fault), row (whole)."""
     counts: dict[str, FileCount] = field(default_factory=dict)
     """By file, in the order read."""
     repeated_ids: int = 0
@@ -119,20 +120,22 @@ def convert_source(source: Source, kind: Kind, suffix: str | None, tick: Callabl
         try:
             canonical = convert(row.value, result.shape, kind, suffix)
         except Unfit as unfit:
-            quarantine(row, unfit.reason)
+            quarantine(row, unfit)
         else:
             result.rows.append({"id": ids.give(row.value, canonical), **canonical})
             result.counts[row.file].kept += 1
 
-    def quarantine(row: Row, reason: Reason) -> None:
-        result.quarantined.append({"file": row.file, "line": row.line, "reason": str(reason), "row": row.text})
+    def quarantine(row: Row, unfit: Unfit) -> None:
+        result.quarantined.append(
+            {"file": row.file, "line": row.line, "reason": str(unfit.reason), "field": unfit.field, "row": row.text}
+        )
         result.counts[row.file].quarantined += 1
 
     for number, row in enumerate(source.rows(), 1):
         result.counts[row.file].read += 1
         tick(number)
         if not isinstance(row.value, dict):
-            quarantine(row, Reason.NOT_JSON)
+            quarantine(row, Unfit(Reason.NOT_JSON))
             continue
         shape = recognise(row.value)
         if shape is None:
@@ -190,18 +193,16 @@ def convert(row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = 
         Unfit: The row cannot be used.
     """
     canonical = _CONVERTERS[shape](row, kind)
-    reference = canonical.get("reference")
-    if reference is not None:
-        canonical["reference"] = reference if _text(reference).strip() else None
-    candidates = [canonical[name] for name in ("chosen", "rejected", "completion") if name in canonical]
-    texts = [_text(text) for text in (canonical["prompt"], *candidates)]
-    if not texts[0].strip():
-        raise Unfit(Reason.BLANK_PROMPT)
-    if not all(text.strip() for text in texts):
-        raise Unfit(Reason.BLANK_CANDIDATE)
-    if any(_BARE_MARKER.fullmatch(text.strip()) or text.strip() == (suffix or "").strip() for text in texts):
-        raise Unfit(Reason.BARE_SUFFIX)
-    if kind == "preferences" and texts[1].strip() == texts[2].strip():
+    if kind == "prompts" and not (canonical["reference"] or "").strip():
+        canonical["reference"] = None
+    texts = {name: text for name, text in canonical.items() if name != "reference"}
+    for name, text in texts.items():
+        if not text.strip():
+            raise Unfit(Reason.BLANK_PROMPT if name == "prompt" else Reason.BLANK_CANDIDATE, name)
+    for name, text in texts.items():
+        if _BARE_MARKER.fullmatch(text.strip()) or text.strip() == (suffix or "").strip():
+            raise Unfit(Reason.BARE_SUFFIX, name)
+    if kind == "preferences" and texts["chosen"].strip() == texts["rejected"].strip():
         raise Unfit(Reason.EQUAL_CANDIDATES)
     return canonical
 
@@ -210,140 +211,128 @@ def convert(row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = 
 _BARE_MARKER = re.compile(r"\[\w+\]:|tl;?dr:?|[\w;]{1,20}:", re.IGNORECASE)
 
 
-def _text(value: Any) -> str:
-    if value is None:
-        raise Unfit(Reason.MISSING_FIELD)
-    if not isinstance(value, str):
-        raise Unfit(Reason.NOT_TEXT)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise Unfit(Reason.NOT_TEXT) from None
-    return value
-
-
 def _need(row: dict[str, Any], name: str) -> Any:
     if row.get(name) is None:
-        raise Unfit(Reason.MISSING_FIELD)
+        raise Unfit(Reason.MISSING_FIELD, name)
     return row[name]
 
 
-def _pair(row: dict[str, Any], candidates: tuple[Any, Any]) -> dict[str, Any]:
+def _text(row: dict[str, Any], name: str) -> str:
+    value = _need(row, name)
+    if not isinstance(value, str):
+        raise Unfit(Reason.NOT_TEXT, name)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unfit(Reason.NOT_TEXT, name) from None
+    return value
+
+
+def _optional_text(row: dict[str, Any], name: str) -> str | None:
+    return None if row.get(name) is None else _text(row, name)
+
+
+def _answer(row: dict[str, Any], name: str, kind: Kind) -> dict[str, Any]:
+    """What a prompt's answer is: a demonstration's completion, or the reference that a prompt may have."""
+    return {"reference": _optional_text(row, name)} if kind == "prompts" else {"completion": _text(row, name)}
+
+
+def _pair(row: dict[str, Any], candidates: tuple[str, str]) -> dict[str, Any]:
     """Chosen and rejected by `choice`."""
     if "choice" not in row:
-        raise Unfit(Reason.MISSING_FIELD)
+        raise Unfit(Reason.MISSING_FIELD, "choice")
     choice = row["choice"]
     # Data frames write 1 as 1.0. True is no choice, though Python counts it as 1.
     if isinstance(choice, bool) or not isinstance(choice, int | float) or choice not in (0, 1):
-        raise Unfit(Reason.BAD_CHOICE)
+        raise Unfit(Reason.BAD_CHOICE, "choice")
     return {"chosen": candidates[int(choice)], "rejected": candidates[1 - int(choice)]}
 
 
 def _vertex_text(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    prompt = {"prompt": _need(row, "input_text")}
+    prompt = {"prompt": _text(row, "input_text")}
     if kind == "preferences":
-        return prompt | _pair(row, (_need(row, "candidate_0"), _need(row, "candidate_1")))
-    if kind == "prompts":
-        return prompt | {"reference": row.get("output_text")}
-    return prompt | {"completion": _need(row, "output_text")}
+        return prompt | _pair(row, (_text(row, "candidate_0"), _text(row, "candidate_1")))
+    return prompt | _answer(row, "output_text", kind)
 
 
 def _messages_row(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """Vertex chat, and TRL's `messages`. The last message may be the answer, or hold the candidates."""
-    messages = _messages(_need(row, "messages"))
-    last = messages[-1]
-    if row.get("context"):
-        messages.insert(0, {"role": "system", "content": row["context"]})
+    messages = _messages(row, "messages")
     if kind == "preferences":
-        if "candidate_0" in row["messages"][-1]:
-            row = row["messages"][-1]
-            if last["role"] != "user":
-                messages.pop()
-        return {"prompt": _transcript(messages)} | _pair(row, (_need(row, "candidate_0"), _need(row, "candidate_1")))
-    answer = row.get("output_text")
-    if last["role"] == "assistant":
-        answer = answer or last["content"]
+        last = row["messages"][-1]
+        if "candidate_0" in last and messages[-1]["role"] != "user":
+            messages.pop()
+        holder = last if "candidate_0" in last else row
+        candidates = _text(holder, "candidate_0"), _text(holder, "candidate_1")
+        return {"prompt": _transcript(messages, _optional_text(row, "context"))} | _pair(holder, candidates)
+    answer = _answer(row, "output_text", "prompts")["reference"]
+    if messages[-1]["role"] == "assistant":
+        answer = answer or messages[-1]["content"]
         messages.pop()
-    if kind == "demonstrations" and answer is None:
-        raise Unfit(Reason.MISSING_FIELD)
-    return {"prompt": _transcript(messages), ("reference" if kind == "prompts" else "completion"): answer}
+    prompt = {"prompt": _transcript(messages, _optional_text(row, "context"))}
+    return prompt | _answer({"messages": answer}, "messages", kind)
 
 
 def _trl(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
-    prompt = {"prompt": _need(row, "prompt")}
+    prompt = {"prompt": _text(row, "prompt")}
     if kind == "preferences":
-        return prompt | {"chosen": _need(row, "chosen"), "rejected": _need(row, "rejected")}
-    answer = row.get("completion", row.get("label"))
-    if kind == "prompts":
-        return prompt | {"reference": answer}
-    return prompt | {"completion": answer}
+        return prompt | {"chosen": _text(row, "chosen"), "rejected": _text(row, "rejected")}
+    return prompt | _answer(row, "label" if "completion" not in row and "label" in row else "completion", kind)
 
 
 def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """`prompt` may be missing (then it is what chosen and rejected share), or stand in them as well."""
     if "prompt" not in row and "messages" in row:
         return _messages_row(row, kind)
-    prompt = row.get("prompt") or []
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    prompt = _messages(prompt) if prompt else []
+    prompt = _messages(row, "prompt", "user") if row.get("prompt") else []
     if kind == "preferences":
-        chosen, rejected = (_replies(_need(row, name)) for name in ("chosen", "rejected"))
+        chosen, rejected = _messages(row, "chosen"), _messages(row, "rejected")
         shared = chosen[: _common(chosen[:-1], rejected[:-1])]
-        chosen, rejected = chosen[len(shared) :], rejected[len(shared) :]
-        if len(chosen) > 1 or len(rejected) > 1:
-            raise Unfit(Reason.SEVERAL_TURNS)
-        # Chosen and rejected are whole conversations in some datasets, and then begin with the prompt.
-        messages = shared if shared[: len(prompt)] == prompt else prompt + shared
-        return {
-            "prompt": _transcript(messages),
-            "chosen": chosen[0]["content"],
-            "rejected": rejected[0]["content"],
-        }
+        replies = {"chosen": chosen[len(shared) :], "rejected": rejected[len(shared) :]}
+        # Chosen and rejected are whole conversations in some datasets, and then hold the prompt.
+        messages = shared if all(message in shared for message in prompt) else prompt + shared
+        return {"prompt": _transcript(messages), **{name: _reply(reply, name) for name, reply in replies.items()}}
+    if not prompt and row.get("chosen") is not None:
+        prompt = _messages(row, "chosen")[:-1]
     answer = row.get("completion")
     if isinstance(answer, list):
-        replies = _replies(answer)
-        if len(replies) > 1:
-            raise Unfit(Reason.SEVERAL_TURNS)
-        answer = replies[0]["content"]
-    if not prompt and row.get("chosen") is not None:
-        prompt = _replies(row["chosen"])[:-1]
-    return {"prompt": _transcript(prompt), ("reference" if kind == "prompts" else "completion"): answer}
+        answer = _reply(_messages(row, "completion"), "completion")
+    return {"prompt": _transcript(prompt)} | _answer({"completion": answer}, "completion", kind)
 
 
 def _openai_comparison(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     info, summaries = _need(row, "info"), _need(row, "summaries")
-    if not isinstance(info, dict) or not isinstance(summaries, list):
-        raise Unfit(Reason.NOT_TEXT)
+    if not isinstance(info, dict):
+        raise Unfit(Reason.NOT_TEXT, "info")
     prompt = {"prompt": _post(info)}
-    if kind == "prompts":
-        return prompt | {"reference": None}
-    if kind == "demonstrations" or len(summaries) != 2 or not all(isinstance(s, dict) for s in summaries):
-        raise Unfit(Reason.MISSING_FIELD)
-    return prompt | _pair(row, (_need(summaries[0], "text"), _need(summaries[1], "text")))
+    if kind != "preferences":
+        return prompt | _answer({}, "summary", kind)
+    if not isinstance(summaries, list) or len(summaries) != 2 or not all(isinstance(s, dict) for s in summaries):
+        raise Unfit(Reason.MISSING_FIELD, "summaries")
+    return prompt | _pair(row, (_text(summaries[0], "text"), _text(summaries[1], "text")))
 
 
 def _openai_tldr(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     if kind == "preferences":
-        raise Unfit(Reason.MISSING_FIELD)
-    return {"prompt": _post(row), ("reference" if kind == "prompts" else "completion"): row.get("summary")}
+        raise Unfit(Reason.MISSING_FIELD, "summaries")
+    return {"prompt": _post(row)} | _answer(row, "summary", kind)
 
 
 def _hh_rlhf(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """The prompt is what both transcripts share, up to the last `Assistant:` in it."""
-    chosen, rejected = _text(_need(row, "chosen")), _text(_need(row, "rejected"))
-    if not (chosen.strip() and rejected.strip()):
-        raise Unfit(Reason.BLANK_CANDIDATE)
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    for name, candidate in (("chosen", chosen), ("rejected", rejected)):
+        if not candidate.strip():
+            raise Unfit(Reason.BLANK_CANDIDATE, name)
     shared = chosen[: _common(chosen, rejected)] if kind == "preferences" else chosen
     prompt = shared[: shared.rfind(_ASSISTANT) + len(_ASSISTANT)] if _ASSISTANT in shared else ""
-    if kind == "prompts":
-        return {"prompt": prompt, "reference": None}
-    if kind == "demonstrations":
-        raise Unfit(Reason.MISSING_FIELD)
-    candidates = chosen[len(prompt) :], rejected[len(prompt) :]
-    if prompt and any(_HUMAN in candidate for candidate in candidates):
-        raise Unfit(Reason.SEVERAL_TURNS)
-    return {"prompt": prompt, "chosen": candidates[0], "rejected": candidates[1]}
+    if kind != "preferences":
+        return {"prompt": prompt} | _answer({}, "completion", kind)
+    replies = {"chosen": chosen[len(prompt) :], "rejected": rejected[len(prompt) :]}
+    for name, reply in replies.items():
+        if prompt and _HUMAN in reply:
+            raise Unfit(Reason.SEVERAL_TURNS, name)
+    return {"prompt": prompt, **replies}
 
 
 _ASSISTANT = "\n\nAssistant:"
@@ -361,40 +350,53 @@ _CONVERTERS: dict[Shape, Callable[[dict[str, Any], Kind], dict[str, Any]]] = {
 
 
 def _post(post: dict[str, Any]) -> str:
-    """A Reddit post or a news article as Stiennon et al. 2020 (table 5) and Huang et al. 2024 lay it out."""
-    body_name = "post" if post.get("post") is not None else "article"
-    body = _text(_need(post, body_name))
+    """A Reddit post or a news article, laid out as in Huang et al. 2024: labelled parts, an empty line between."""
+    name = "article" if post.get("post") is None and "article" in post else "post"
+    body = _text(post, name)
     if not body.strip():
-        raise Unfit(Reason.BLANK_PROMPT)
-    parts = []
-    if post.get("subreddit"):
-        parts.append(f"SUBREDDIT: r/{_text(post['subreddit']).removeprefix('r/')}")
-    if post.get("title"):
-        parts.append(f"TITLE: {_text(post['title'])}")
-    return "\n\n".join([*parts, f"{body_name.upper()}: {body}", "TL;DR:"])
+        raise Unfit(Reason.BLANK_PROMPT, name)
+    subreddit, title = _optional_text(post, "subreddit"), _optional_text(post, "title")
+    parts = [
+        f"SUBREDDIT: r/{subreddit.removeprefix('r/')}" if subreddit else "",
+        f"TITLE: {title}" if title else "",
+        f"{name.upper()}: {body}",
+        "TL;DR:",
+    ]
+    return "\n\n".join(part for part in parts if part)
 
 
-def _messages(value: Any) -> list[dict[str, Any]]:
-    """[{role, content}]; Vertex calls the role author."""
+def _messages(row: dict[str, Any], name: str, text_is_from: str = "assistant") -> list[dict[str, str]]:
+    """[{role, content}] of a field that holds messages, or one message's text. Vertex calls the role author."""
+    value = _need(row, name)
+    if isinstance(value, str):
+        value = [{"role": text_is_from, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise Unfit(Reason.NOT_TEXT)
+        raise Unfit(Reason.NOT_TEXT, name)
     if not value:
-        raise Unfit(Reason.MISSING_FIELD)
-    return [{"role": _text(m.get("role", m.get("author"))), "content": m.get("content")} for m in value]
+        raise Unfit(Reason.MISSING_FIELD, name)
+    messages = []
+    for message in value:
+        role = _text(message, "author" if "author" in message else "role")
+        # Where the message is there for its candidates, it needs no content.
+        content = "" if "candidate_0" in message and "content" not in message else _text(message, "content")
+        messages.append({"role": role, "content": content})
+    return messages
 
 
-def _replies(value: Any) -> list[dict[str, Any]]:
-    return _messages([{"role": "assistant", "content": value}] if isinstance(value, str) else value)
+def _reply(messages: list[dict[str, str]], name: str) -> str:
+    if len(messages) != 1:
+        raise Unfit(Reason.SEVERAL_TURNS, name)
+    return messages[0]["content"]
 
 
-def _transcript(messages: list[dict[str, Any]]) -> str:
+def _transcript(messages: list[dict[str, str]], context: str | None = None) -> str:
     """A conversation as plain text: `role: content` lines, then `assistant:` for the reply to follow."""
     if not messages:
-        raise Unfit(Reason.MISSING_FIELD)
-    lines = [f"{message['role']}: {_text(message['content'])}" for message in messages]
+        raise Unfit(Reason.MISSING_FIELD, "prompt")
     if not messages[-1]["content"].strip():
-        raise Unfit(Reason.BLANK_PROMPT)
-    return "\n".join([*lines, "assistant:"])
+        raise Unfit(Reason.BLANK_PROMPT, "content")
+    system = [{"role": "system", "content": context}] if context else []
+    return "\n".join([*(f"{m['role']}: {m['content']}" for m in [*system, *messages]), "assistant:"])
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:

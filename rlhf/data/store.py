@@ -37,6 +37,7 @@ SCHEMAS = {
             pa.field("file", _TEXT, nullable=False),
             pa.field("line", pa.int64(), nullable=False),
             pa.field("reason", _TEXT, nullable=False),
+            pa.field("field", _TEXT, nullable=False),
             pa.field("row", _TEXT, nullable=False),
         ]
     ),

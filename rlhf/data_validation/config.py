@@ -1,0 +1,44 @@
+"""Options of data validation."""
+
+from typing import Any
+
+from pydantic import Field
+
+from rlhf.config import StageConfig
+
+_URIS = "paths or URIs of any protocol fsspec knows, globs among them, separated by commas; .jsonl, .json or .parquet"
+
+
+class DataValidationConfig(StageConfig):
+    """Where the data is, how prompts are laid out, and what is tolerated.
+
+    It also takes the other stages' options, only to check them: a typing error ends the run here, not after hours.
+    """
+
+    preference_dataset: str = Field(min_length=1, description=f"Pairs with a choice: {_URIS}.")
+    prompt_dataset: str = Field(min_length=1, description=f"Prompts for reinforcement learning: {_URIS}.")
+    eval_dataset: str = Field(min_length=1, description=f"Prompts for evaluation, references if there are: {_URIS}.")
+    demonstration_dataset: str = Field("", description=f"Prompts with completions for SFT: {_URIS}; empty: no SFT.")
+    large_model_reference: str = Field(
+        min_length=1, description="Hugging Face id, local folder, URI, or a short name of the old Vertex pipeline."
+    )
+    instruction: str = Field("", description="Stands before every prompt; for models that follow instructions.")
+    suffix: str | None = Field(
+        None,
+        description="Ends every prompt, for example 'TL;DR:'; empty for none. Unset: the one that the data itself "
+        "uses, if any.",
+    )
+    prompt_sequence_length: int = Field(512, ge=1, description="Tokens of a prompt with instruction and suffix.")
+    target_sequence_length: int = Field(64, ge=1, description="Tokens of a completion.")
+    preference_eval_fraction: float = Field(
+        0.1, gt=0, le=0.5, description="Share of the prompts whose pairs are held out to measure the reward model."
+    )
+    max_quarantined_share: float = Field(
+        0.05, ge=0, le=1, description="Share of one source's rows; above it, the data is not what it is taken for."
+    )
+    seed: int = Field(0, ge=0, description="Draws which prompts are held out.")
+    sft: dict[str, Any] = Field({}, description="Options of sft_trainer, checked here.")
+    reward: dict[str, Any] = Field({}, description="Options of reward_trainer, checked here.")
+    ppo: dict[str, Any] = Field({}, description="Options of ppo_trainer, checked here.")
+    inference: dict[str, Any] = Field({}, description="Options of bulk_inference, checked here.")
+    evaluation: dict[str, Any] = Field({}, description="Options of evaluator, checked here.")
