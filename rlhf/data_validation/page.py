@@ -147,6 +147,7 @@ def _lengths(converted: Mapping[str, Converted]) -> Markup:
                 figures.histogram("Completions", completions, "characters"),
                 "Distribution of the completions' lengths",
                 "Candidates of the pairs, and demonstrations where there are any, in characters.",
+            ),
         ]
     )
 
