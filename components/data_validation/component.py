@@ -50,7 +50,7 @@ def data_validation(
         prompts: Canonical prompts: `id, prompt, reference`.
         evaluation: Canonical held-out prompts: `id, prompt, reference`.
         demonstrations: Canonical demonstrations: `id, prompt, completion`; no rows if none were given.
-        quarantine: Rows that cannot be used: `file, line, reason, row`.
+        quarantine: Rows that cannot be used: `file, line, reason, field, row`.
         report: What was found in the data, with counts and examples.
         metrics: Rows by output, quarantined share, and prompts that were cut.
         demonstration_dataset: URI of demonstrations for supervised fine-tuning; empty for none.

@@ -33,7 +33,7 @@ def evaluator(
         sft_logs: Event files of sft_trainer, for its curves.
         reward_logs: Event files of reward_trainer, for its curves.
         ppo_logs: Event files of ppo_trainer, for its curves.
-        seed: Seeds the bootstrap.
+        seed: Seeds the choice of the prompts shown side by side.
         options: Further options, by the names in `rlhf.evaluator.config`.
     """
     from rlhf.job import merge_options, stage_job

@@ -24,7 +24,7 @@ def reward_trainer(
     Args:
         preferences: Canonical preferences (`id, prompt, chosen, rejected, split`) from data_validation.
         policy: Model whose trunk is used, unless `options.base_model` names another.
-        reward_model: Hugging Face folder with `rlhf.json`; scores are shifted so that chosen responses average 0.
+        reward_model: Hugging Face folder with `rlhf.json`; held-out chosen responses average 0.
         scores: Parquet file with the scores of the held-out pairs, also with prompts exchanged between pairs.
         report: Loss, accuracy and the distribution of scores.
         metrics: Accuracy on held-out pairs, the same with prompts exchanged, and the shift.

@@ -105,6 +105,34 @@ def test_a_later_stage_has_the_settings_that_data_validation_checks_for_it(stage
             assert (there.type, there.default) == (spec.type, spec.default)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_component_gives_its_stage_every_path_and_only_settings_it_knows(stage):
+    """Read from the source: importing a stage would load torch."""
+    stage_source = ast.parse((ROOT / "rlhf" / stage / "stage.py").read_text(encoding="utf-8"))
+    (run,) = [node for node in stage_source.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
+    component = ast.parse((ROOT / "components" / stage / "component.py").read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(component) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    (started,) = [call for call in calls if call.func.id == "run"]
+    assert {keyword.arg for keyword in started.keywords} == {argument.arg for argument in run.args.kwonlyargs}
+
+    configs = {name: importlib.import_module(f"rlhf.{name}.config") for name in STAGES}
+    fields = {
+        where: set(getattr(configs[name], f"{prefix}Config").model_fields)
+        for where, name, prefix in [
+            ("data_validation", "data_validation", "DataValidation"),
+            ("sft", "sft_trainer", "SFTTrainer"),
+            ("reward", "reward_trainer", "RewardTrainer"),
+            ("ppo", "ppo_trainer", "PPOTrainer"),
+            ("inference", "bulk_inference", "BulkInference"),
+            ("evaluation", "evaluator", "Evaluator"),
+        ]
+    }
+    merges = [call for call in calls if call.func.id == "merge_options"]
+    assert merges
+    for call in merges:
+        assert {keyword.arg for keyword in call.keywords} <= fields[call.args[1].value]
+
+
 def test_the_library_knows_nothing_of_pipelines():
     for path in (ROOT / "rlhf").rglob("*.py"):
         forbidden = {name for name in module_imports(path) if name.split(".")[0] in {"kfp", "components", "pipelines"}}
