@@ -170,7 +170,9 @@ def recognise(row: dict[str, Any]) -> Shape | None:
     if "prompt" in row or isinstance(row.get("chosen"), list):
         chat = any(isinstance(row.get(name), list) for name in ("prompt", "chosen", "rejected", "completion"))
         return Shape.TRL_CHAT if chat else Shape.TRL
-    if isinstance(row.get("messages"), list):
+    if "messages" in row:
+        if not isinstance(row["messages"], list):
+            return None
         authors = any("author" in message for message in row["messages"] if isinstance(message, dict))
         return Shape.VERTEX_CHAT if authors else Shape.TRL_CHAT
     if "input_text" in row or {"candidate_0", "candidate_1", "choice"} <= set(row):
@@ -286,14 +288,14 @@ def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
         return _messages_row(row, kind)
     prompt = _messages(row, "prompt", "user") if row.get("prompt") else []
     if kind == "preferences":
-        chosen, rejected = _messages(row, "chosen"), _messages(row, "rejected")
+        chosen, rejected = _messages(row, "chosen", "assistant"), _messages(row, "rejected", "assistant")
         shared = chosen[: _common(chosen[:-1], rejected[:-1])]
         replies = {"chosen": chosen[len(shared) :], "rejected": rejected[len(shared) :]}
         # Chosen and rejected are whole conversations in some datasets, and then hold the prompt.
         messages = shared if all(message in shared for message in prompt) else prompt + shared
         return {"prompt": _transcript(messages), **{name: _reply(reply, name) for name, reply in replies.items()}}
     if not prompt and row.get("chosen") is not None:
-        prompt = _messages(row, "chosen")[:-1]
+        prompt = _messages(row, "chosen", "assistant")[:-1]
     answer = row.get("completion")
     if isinstance(answer, list):
         answer = _reply(_messages(row, "completion"), "completion")
@@ -365,10 +367,10 @@ def _post(post: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _messages(row: dict[str, Any], name: str, text_is_from: str = "assistant") -> list[dict[str, str]]:
-    """[{role, content}] of a field that holds messages, or one message's text. Vertex calls the role author."""
+def _messages(row: dict[str, Any], name: str, text_is_from: str = "") -> list[dict[str, str]]:
+    """[{role, content}] of a field that holds messages, or the text of one. Vertex calls the role author."""
     value = _need(row, name)
-    if isinstance(value, str):
+    if isinstance(value, str) and text_is_from:
         value = [{"role": text_is_from, "content": value}]
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise Unfit(Reason.NOT_TEXT, name)

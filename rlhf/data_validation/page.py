@@ -41,7 +41,7 @@ def report_page(
             Section("In short", _summary(metrics), "summary"),
             Section("Sources", _sources(converted), "sources"),
             Section("Quarantine", _quarantine(converted), "quarantine"),
-            Section("Preference pairs", _pairs(metrics), "pairs"),
+            Section("Pairs and overlaps", _pairs(metrics), "pairs"),
             Section("Lengths", _lengths(converted), "lengths"),
             Section("Prompt template", _template(converted, template, suffix_found, markers_removed), "template"),
             Section("Datasets written", _written(manifests, metrics), "written"),

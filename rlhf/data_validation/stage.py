@@ -64,6 +64,10 @@ def run(
     """
     _check_options_and_models(config)
     converted = _read(config)
+    quarantined = [row for result in converted.values() for row in result.quarantined]
+    write_dataset(quarantine, "quarantine", quarantined, Template())  # rendered by none
+    for result in converted.values():
+        _check_share(result, config.max_quarantined_share)
 
     suffix, found = (config.suffix, "given") if config.suffix is not None else _detect_suffix(converted)
     template = Template(
@@ -72,11 +76,6 @@ def run(
         prompt_sequence_length=config.prompt_sequence_length,
         target_sequence_length=config.target_sequence_length,
     )
-    quarantined = [row for result in converted.values() for row in result.quarantined]
-    write_dataset(quarantine, "quarantine", quarantined, template)
-    for result in converted.values():
-        _check_share(result, config.max_quarantined_share)
-
     markers_removed = _remove_markers(converted, suffix)
     pairs = converted["preferences"].rows
     split_by_prompt(pairs, template, config.preference_eval_fraction, config.seed)

@@ -1,0 +1,340 @@
+import contextlib
+import json
+import os
+import random
+
+import pytest
+
+from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape, Unfit, convert, convert_source, recognise
+from rlhf.data.sources import Source
+from rlhf.errors import DataError
+
+USER = {"role": "user", "content": "Hi?"}
+POST = {"subreddit": "r/cats", "title": "A cat", "post": "It sleeps."}
+POST_TEXT = "SUBREDDIT: r/cats\n\nTITLE: A cat\n\nPOST: It sleeps.\n\nTL;DR:"
+HH = "\n\nHuman: Hi?\n\nAssistant:"
+
+
+def said(role: str, content: str) -> dict:
+    return {"role": role, "content": content}
+
+
+def authored(author: str, content: str, **more) -> dict:
+    return {"author": author, "content": content, **more}
+
+
+VERTEX = {"input_text": "P", "candidate_0": "zero", "candidate_1": "one", "choice": 1}
+VERTEX_CHAT = {
+    "context": "Be kind.",
+    "messages": [authored("user", "Hi?")],
+    "candidate_0": "zero",
+    "candidate_1": "one",
+    "choice": 1,
+}
+PREFERENCES = [
+    (VERTEX, Shape.VERTEX_TEXT, "P"),
+    (VERTEX | {"choice": 1.0}, Shape.VERTEX_TEXT, "P"),
+    (VERTEX | {"candidate_0": "one", "candidate_1": "zero", "choice": 0}, Shape.VERTEX_TEXT, "P"),
+    (VERTEX_CHAT, Shape.VERTEX_CHAT, "system: Be kind.\nuser: Hi?\nassistant:"),
+    (
+        {"messages": [authored("user", "Hi?", candidate_0="zero", candidate_1="one", choice=1)]},
+        Shape.VERTEX_CHAT,
+        "user: Hi?\nassistant:",
+    ),
+    (
+        {
+            "messages": [
+                authored("user", "Hi?"),
+                {"author": "assistant", "candidate_0": "zero", "candidate_1": "one", "choice": 1},
+            ]
+        },
+        Shape.VERTEX_CHAT,
+        "user: Hi?\nassistant:",
+    ),
+    ({"prompt": "P", "chosen": "one", "rejected": "zero"}, Shape.TRL, "P"),
+    (
+        {"prompt": [USER], "chosen": [said("assistant", "one")], "rejected": [said("assistant", "zero")]},
+        Shape.TRL_CHAT,
+        "user: Hi?\nassistant:",
+    ),
+    (
+        {"chosen": [USER, said("assistant", "one")], "rejected": [USER, said("assistant", "zero")]},
+        Shape.TRL_CHAT,
+        "user: Hi?\nassistant:",
+    ),
+    (
+        {
+            "prompt": "Hi?",
+            "chosen": [said("system", "Be kind."), USER, said("assistant", "one")],
+            "rejected": [said("system", "Be kind."), USER, said("assistant", "zero")],
+            "messages": [USER, said("assistant", "one")],
+        },
+        Shape.TRL_CHAT,
+        "system: Be kind.\nuser: Hi?\nassistant:",
+    ),
+    (
+        {"info": POST, "summaries": [{"text": "zero", "note": None}, {"text": "one"}], "choice": 1},
+        Shape.OPENAI_COMPARISONS,
+        POST_TEXT,
+    ),
+    (
+        {
+            "info": {"article": "News.", "title": None, "subreddit": None},
+            "summaries": [{"text": "zero"}, {"text": "one"}],
+            "choice": 1,
+        },
+        Shape.OPENAI_COMPARISONS,
+        "ARTICLE: News.\n\nTL;DR:",
+    ),
+    ({"chosen": HH + "one", "rejected": HH + "zero"}, Shape.HH_RLHF, HH),
+    (
+        {
+            "chosen": HH + " Hello.\n\nHuman: And?\n\nAssistant:one",
+            "rejected": HH + " Hello.\n\nHuman: And?\n\nAssistant:zero",
+        },
+        Shape.HH_RLHF,
+        HH + " Hello.\n\nHuman: And?\n\nAssistant:",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "shape", "prompt"), PREFERENCES)
+def test_preferences_of_every_shape(row, shape, prompt):
+    assert recognise(row) is shape
+    assert convert(row, shape, "preferences") == {"prompt": prompt, "chosen": "one", "rejected": "zero"}
+
+
+ANSWERED = [
+    ({"input_text": "P", "output_text": "R"}, Shape.VERTEX_TEXT, "P"),
+    ({"messages": [authored("user", "Hi?"), authored("assistant", "R")]}, Shape.VERTEX_CHAT, "user: Hi?\nassistant:"),
+    ({"messages": [authored("user", "Hi?")], "output_text": "R"}, Shape.VERTEX_CHAT, "user: Hi?\nassistant:"),
+    ({"messages": [USER, said("assistant", "R")]}, Shape.TRL_CHAT, "user: Hi?\nassistant:"),
+    ({"prompt": "P", "label": "R"}, Shape.TRL, "P"),
+    ({"prompt": "P", "completion": "R"}, Shape.TRL, "P"),
+    ({"prompt": [USER], "completion": [said("assistant", "R")]}, Shape.TRL_CHAT, "user: Hi?\nassistant:"),
+    ({"id": "t3_1", **POST, "summary": "R"}, Shape.OPENAI_TLDR, POST_TEXT),
+]
+
+
+@pytest.mark.parametrize(("row", "shape", "prompt"), ANSWERED)
+def test_prompts_with_references_and_demonstrations_of_every_shape(row, shape, prompt):
+    assert recognise(row) is shape
+    assert convert(row, shape, "prompts") == {"prompt": prompt, "reference": "R"}
+    assert convert(row, shape, "demonstrations") == {"prompt": prompt, "completion": "R"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"input_text": "P"},
+        {"input_text": "P", "output_text": None},
+        {"input_text": "P", "output_text": " "},
+        {"prompt": "P"},
+        {"prompt": [USER]},
+        {"messages": [USER]},
+        POST,
+    ]
+    + [row for row, *_ in PREFERENCES],
+)
+def test_prompts_need_no_reference_and_preferences_serve_as_prompts(row):
+    assert convert(row, recognise(row), "prompts")["reference"] is None
+    with pytest.raises(Unfit) as unfit:
+        convert(row, recognise(row), "demonstrations")
+    assert unfit.value.reason in (Reason.MISSING_FIELD, Reason.BLANK_CANDIDATE)
+
+
+TRL = {"prompt": "P", "chosen": "one", "rejected": "zero"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "field"),
+    [
+        ({"input_text": "P", "candidate_0": "a", "choice": 0}, Reason.MISSING_FIELD, "candidate_1"),
+        ({"candidate_0": "a", "candidate_1": "b", "choice": 0}, Reason.MISSING_FIELD, "input_text"),
+        ({"input_text": "P", "candidate_0": "a", "candidate_1": "b"}, Reason.MISSING_FIELD, "choice"),
+        (VERTEX | {"candidate_0": None}, Reason.MISSING_FIELD, "candidate_0"),
+        (VERTEX | {"candidate_0": 5}, Reason.NOT_TEXT, "candidate_0"),
+        (VERTEX | {"candidate_0": "\ud83d"}, Reason.NOT_TEXT, "candidate_0"),
+        (VERTEX | {"input_text": ["P"]}, Reason.NOT_TEXT, "input_text"),
+        (VERTEX | {"input_text": " \n\u00a0"}, Reason.BLANK_PROMPT, "prompt"),
+        (VERTEX | {"input_text": "TL;DR:"}, Reason.BARE_SUFFIX, "prompt"),
+        (VERTEX | {"input_text": " [summary]: "}, Reason.BARE_SUFFIX, "prompt"),
+        (VERTEX | {"input_text": "=> go"}, Reason.BARE_SUFFIX, "prompt"),
+        (VERTEX | {"candidate_0": ""}, Reason.BLANK_CANDIDATE, "rejected"),
+        (VERTEX | {"candidate_1": " "}, Reason.BLANK_CANDIDATE, "chosen"),
+        (VERTEX | {"candidate_0": "TL;DR:  "}, Reason.BARE_SUFFIX, "rejected"),
+        (VERTEX | {"candidate_0": " one\n"}, Reason.EQUAL_CANDIDATES, ""),
+        *[
+            (VERTEX | {"choice": choice}, Reason.BAD_CHOICE, "choice")
+            for choice in ("1", 2, -1, 0.5, None, True, False, [1], float("nan"))
+        ],
+        (VERTEX_CHAT | {"messages": []}, Reason.MISSING_FIELD, "messages"),
+        (VERTEX_CHAT | {"messages": "Hi?"}, Reason.NOT_TEXT, "messages"),
+        (VERTEX_CHAT | {"messages": [authored("user", " ")]}, Reason.BLANK_PROMPT, "content"),
+        (VERTEX_CHAT | {"messages": [authored("user", ["Hi?"])]}, Reason.NOT_TEXT, "content"),
+        ({"prompt": "P", "chosen": "one"}, Reason.MISSING_FIELD, "rejected"),
+        (TRL | {"chosen": "zero "}, Reason.EQUAL_CANDIDATES, ""),
+        (
+            {"prompt": [USER], "chosen": [said("assistant", "a"), USER, said("assistant", "b")], "rejected": "c"},
+            Reason.SEVERAL_TURNS,
+            "chosen",
+        ),
+        ({"info": POST, "summaries": [{"text": "a"}], "choice": 0}, Reason.MISSING_FIELD, "summaries"),
+        (
+            {"info": POST | {"post": ""}, "summaries": [{"text": "a"}, {"text": "b"}], "choice": 0},
+            Reason.BLANK_PROMPT,
+            "post",
+        ),
+        ({"chosen": HH + "a", "rejected": HH + "b\n\nHuman: c\n\nAssistant: d"}, Reason.SEVERAL_TURNS, "rejected"),
+        ({"chosen": HH + "a", "rejected": "\n\nHuman: Else?\n\nAssistant: b"}, Reason.BLANK_PROMPT, "prompt"),
+        ({"chosen": HH + "a", "rejected": ""}, Reason.BLANK_CANDIDATE, "rejected"),
+        ({"chosen": HH + "a", "rejected": HH + "a"}, Reason.EQUAL_CANDIDATES, ""),
+    ],
+)
+def test_a_preference_that_cannot_be_used_gets_a_reason(row, reason, field):
+    shape = recognise(row) or Shape.VERTEX_CHAT
+    with pytest.raises(Unfit) as unfit:
+        convert(row, shape, "preferences", suffix="=> go")
+    assert (unfit.value.reason, unfit.value.field) == (reason, field)
+
+
+def test_one_word_answers_are_answers():
+    assert convert(VERTEX | {"candidate_0": "Yes", "candidate_1": "[removed]"}, Shape.VERTEX_TEXT, "preferences")
+
+
+def test_every_reason_and_shape_is_explained():
+    assert list(MEANINGS) == list(Reason)
+    assert list(FIELDS) == list(Shape)
+
+
+def source(tmp_path, rows, name="a.jsonl"):
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (tmp_path / name).write_text("".join(line + "\n" for line in lines))
+    return Source(str(tmp_path / "*.jsonl"), "preference_dataset")
+
+
+def converted(tmp_path, rows, kind="preferences"):
+    return convert_source(source(tmp_path, rows), kind, None, lambda rows: None)
+
+
+def test_nothing_is_lost_and_the_quarantine_holds_rows_whole(tmp_path):
+    lines = ["{}", "no json", json.dumps(TRL), "5", '{"prompt":  "P",  "chosen": "x"}', "null", json.dumps(TRL)]
+    source(tmp_path, [TRL], "b.jsonl")
+    result = converted(tmp_path, lines)
+    a, b = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    assert {file: (c.read, c.kept, c.quarantined) for file, c in result.counts.items()} == {a: (7, 2, 5), b: (1, 1, 0)}
+    assert [(q["file"], q["line"], q["reason"], q["field"], q["row"]) for q in result.quarantined] == [
+        (a, 2, "not_json", "", "no json"),
+        (a, 4, "not_json", "", "5"),
+        (a, 5, "missing_field", "rejected", lines[4]),
+        (a, 6, "not_json", "", "null"),
+        (a, 1, "missing_field", "prompt", "{}"),
+    ]
+
+
+def test_two_shapes_in_one_source_are_an_error_naming_both(tmp_path):
+    with pytest.raises(
+        DataError, match=r"^preference_dataset: .*TRL / CarperAI at .*a.jsonl:1 and Vertex text at .*a.jsonl:3"
+    ):
+        converted(tmp_path, [TRL, TRL, VERTEX])
+
+
+def test_unknown_fields_are_an_error_naming_them_and_the_known_shapes(tmp_path):
+    with pytest.raises(
+        DataError, match=r"a.jsonl:2: found the fields question, answer, expected .* Vertex text: .*HH-RLHF"
+    ):
+        converted(tmp_path, ["?", {"question": "a", "answer": "b"}])
+
+
+def test_ids_are_the_rows_own_or_of_the_content_and_never_twice_the_same(tmp_path):
+    rows = [TRL, TRL | {"id": "x"}, TRL, TRL | {"id": "x"}, TRL | {"id": " "}, TRL | {"id": 7}, TRL | {"id": "x-2"}]
+    result = converted(tmp_path, rows)
+    ids = [row["id"] for row in result.rows]
+    content = ids[0]
+    assert ids == [content, "x", f"{content}-2", "x-2", f"{content}-3", f"{content}-4", "x-2-2"]
+    assert result.repeated_ids == 2
+    assert converted(tmp_path, [TRL | {"chosen": "other"}]).rows[0]["id"] != content
+
+
+def test_random_rows_are_converted_to_text_or_put_aside():
+    rng = random.Random(0)
+    values = [
+        None,
+        True,
+        0,
+        1,
+        1.0,
+        "",
+        " ",
+        "a",
+        "b",
+        "TL;DR:",
+        HH + "a",
+        HH,
+        "\ud800",
+        [],
+        {},
+        [1],
+        [USER],
+        {"text": "t"},
+    ]
+    values += [
+        [USER, said("assistant", "x")],
+        [{"role": 1}],
+        [authored("user", "x")],
+        POST,
+        [{"text": "a"}, {"text": "b"}],
+    ]
+    rows = [row for row, *_ in PREFERENCES + ANSWERED]
+    for _ in range(20_000):
+        row = dict(rng.choice(rows))
+        for name in rng.sample(sorted(row), rng.randint(0, min(3, len(row)))):
+            if rng.random() < 0.3:
+                del row[name]
+            else:
+                row[name] = rng.choice(values)
+        shape = recognise(row) or rng.choice(list(Shape))
+        for kind in ("preferences", "prompts", "demonstrations"):
+            with contextlib.suppress(Unfit):
+                texts = convert(row, shape, kind)
+                reference = texts.pop("reference", None)
+                assert reference is None or reference.strip()
+                assert all(text.strip() and text.encode() for text in texts.values())
+
+
+REAL = [
+    ("vertex_text/preference.jsonl", "preferences", Shape.VERTEX_TEXT, 600, {163: "blank_candidate"}),
+    ("vertex_text/course_preference.jsonl", "preferences", Shape.VERTEX_TEXT, 5, {}),
+    ("vertex_text/course_prompt.jsonl", "prompts", Shape.VERTEX_TEXT, 6, {}),
+    ("vertex_text/eval_with_references.jsonl", "prompts", Shape.VERTEX_TEXT, 14, {}),
+    ("vertex_text/eval_with_references.jsonl", "demonstrations", Shape.VERTEX_TEXT, 14, {}),
+    ("carperai/comparisons.jsonl", "preferences", Shape.TRL, 50, {}),
+    ("carperai/tldr_train.jsonl", "demonstrations", Shape.TRL, 44, {}),
+    ("carperai/tldr_test.jsonl", "prompts", Shape.TRL, 45, {}),
+    ("openai/comparisons_edit_b2.json", "preferences", Shape.OPENAI_COMPARISONS, 5, {}),
+]
+
+
+@pytest.fixture
+def real_data() -> str:
+    folder = os.environ.get("RLHF_REAL_DATA")
+    if not folder:
+        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
+    return folder
+
+
+@pytest.mark.parametrize(("file", "kind", "shape", "rows", "quarantined"), REAL)
+def test_real_files_are_recognised_and_converted(real_data, file, kind, shape, rows, quarantined):
+    result = convert_source(Source(f"{real_data}/{file}", "x"), kind, None, lambda rows: None)
+    assert result.shape is shape
+    assert len(result.rows) == rows - len(quarantined)
+    assert {q["line"]: q["reason"] for q in result.quarantined} == quarantined
+
+
+def test_a_real_openai_post_is_laid_out_as_carperai_does(real_data):
+    rows = convert_source(
+        Source(f"{real_data}/openai/comparisons_edit_b2.json", "x"), "preferences", None, lambda rows: None
+    ).rows
+    assert rows[0]["prompt"].startswith("SUBREDDIT: r/relationships\n\nTITLE: Me [27 F] with my boyfriend")
+    assert rows[0]["prompt"].endswith("his pace of talking?\n\nTL;DR:")
+    assert rows[0]["chosen"].endswith("how do I deal with this?")

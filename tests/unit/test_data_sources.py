@@ -1,0 +1,159 @@
+import gzip
+import json
+import os
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf.data.sources import Source
+from rlhf.errors import DataError
+
+ROWS = [{"prompt": "Größe", "n": 1}, {"prompt": "b", "n": 2}]
+LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
+
+
+def read(*uris: str | Path) -> list:
+    return list(Source(",".join(map(str, uris)), "prompt_dataset").rows())
+
+
+def parquet() -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(ROWS), buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", LINES),
+        ("no_final_newline.jsonl", LINES.rstrip()),
+        ("lines_named.json", LINES),
+        ("bom.jsonl", b"\xef\xbb\xbf" + LINES),
+        ("crlf.jsonl", LINES.replace(b"\n", b"\r\n")),
+        ("blank_lines.jsonl", LINES.replace(b"\n", b"\n \n\n")),
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("unpacked_on_the_way.jsonl.gz", LINES),
+        ("packed_but_not_named_so.json", gzip.compress(LINES)),
+        ("array.json", json.dumps(ROWS, indent=2).encode()),
+        ("array.json.gz", gzip.compress(b"\xef\xbb\xbf" + json.dumps(ROWS).encode())),
+        ("a.parquet", parquet()),
+        ("a.parquet.gz", gzip.compress(parquet())),
+        ("A.JSONL", LINES),
+    ],
+)
+def test_a_file_whose_meaning_is_plain_is_read(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert [row.value for row in read(tmp_path / name)] == ROWS
+
+
+def test_rows_come_with_file_line_and_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"a": 1}\r\n\r\nno json\r\n{"a":  2}')
+    assert [tuple(row) for row in read(tmp_path / "a.jsonl")] == [
+        (str(tmp_path / "a.jsonl"), 1, '{"a": 1}', {"a": 1}),
+        (str(tmp_path / "a.jsonl"), 3, "no json", None),
+        (str(tmp_path / "a.jsonl"), 4, '{"a":  2}', {"a": 2}),
+    ]
+
+
+def test_line_separators_inside_texts_do_not_end_a_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": "x\u2028y\x85z"}\n', encoding="utf-8")
+    assert [row.value for row in read(tmp_path / "a.jsonl")] == [{"a": "x\u2028y\x85z"}]
+
+
+@pytest.mark.parametrize("line", ["NUL \0", "{" * 3, '{"a":' * 100_000, "{'a': 1}", '{"a": 1} {"a": 2}'])
+def test_a_line_that_is_no_json_is_a_row_without_value(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(f'{line}\n{{"a": 1}}\n')
+    assert [(row.text, row.value) for row in read(tmp_path / "a.jsonl")] == [(line, None), ('{"a": 1}', {"a": 1})]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "says"),
+    [
+        ("a.jsonl", b"", "a.jsonl", "is empty"),
+        ("a.jsonl", b"\n \r\n", "a.jsonl", "is empty"),
+        ("a.json", b"[]", "a.json", "is empty"),
+        ("a.jsonl", b"\n<!DOCTYPE html>\n<html>", "a.jsonl:1", "web page"),
+        ("a.parquet", b"<html>", "a.parquet:1", "web page"),
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.jsonl", "git-LFS pointer"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.parquet", "git-LFS pointer"),
+        ("a.jsonl", LINES + b'{"prompt": "c', "a.jsonl:3", "cut off"),
+        ("a.jsonl", LINES + b'{"prompt": tru', "a.jsonl:3", "cut off"),
+        ("a.jsonl", LINES + b'{"prompt": {"x": 1}', "a.jsonl:3", "cut off"),
+        ("a.json", b'[{"a": 1},\n{"a": ', "a.json:2", "cut off"),
+        ("a.jsonl.gz", gzip.compress(LINES * 99)[:-30], "a.jsonl.gz", "gzip data is cut off or damaged"),
+        ("a.parquet", parquet()[:-9], "a.parquet", "cannot be read as Parquet"),
+        ("a.parquet", LINES, "a.parquet", "is not Parquet"),
+        ("a.jsonl", LINES + b'{"a": "\xe9"}\n', "a.jsonl:3", r"not UTF-8 text \(byte 8\)"),
+        ("a.json", b'[{"a": "\xe9"}]', "a.json", "not UTF-8 text"),
+        ("a.jsonl", LINES.decode().encode("utf-16"), "a.jsonl:1", "UTF-16"),
+        ("a.json", json.dumps(ROWS[0], indent=1).encode(), "a.json:1", "spread over several lines"),
+        ("a.csv", b"prompt\nx\n", "a.csv", "unknown kind of file"),
+    ],
+)
+def test_a_file_that_is_not_the_data_it_is_named_as_is_an_error_with_parameter_and_place(
+    tmp_path, name, content, place, says
+):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=says) as error:
+        read(tmp_path / name)
+    assert str(error.value).startswith(f"prompt_dataset: {tmp_path / place}: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("missing.jsonl", "missing.jsonl: no such file"),
+        ("*.jsonl.gz", r"\*.jsonl.gz: this pattern matches no file"),
+        (".", "is a folder, expected files"),
+        ("a.jsonl,a.jsonl", "a.jsonl: is named twice"),
+        ("a.jsonl,*.jsonl", "a.jsonl: is named twice"),
+        ("a.jsonl,,b.jsonl", "found an empty name"),
+        ("nosuch://a.jsonl", "Protocol not known: nosuch"),
+        ("memory://nothing.jsonl", "memory://nothing.jsonl: no such file"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_an_error_before_anything_is_read(tmp_path, monkeypatch, uri, says):
+    monkeypatch.chdir(tmp_path)
+    Path("a.jsonl").write_bytes(LINES)
+    Path("b.jsonl").write_bytes(LINES)
+    with pytest.raises(DataError, match=says) as error:
+        Source(uri, "prompt_dataset")
+    assert str(error.value).startswith("prompt_dataset: ")
+
+
+def test_lists_and_globs_are_read_in_order(tmp_path):
+    for name in ("c", "b1", "b0"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"name": name}))
+    rows = read(tmp_path / "c.jsonl", f" {tmp_path}/b*.jsonl")
+    assert [row.value["name"] for row in rows] == ["c", "b0", "b1"]
+
+
+def test_a_name_with_glob_characters_means_the_file_of_that_name(tmp_path):
+    (tmp_path / "a[1].jsonl").write_bytes(LINES)
+    assert len(read(tmp_path / "a[1].jsonl")) == 2
+
+
+def test_another_file_system_is_read_and_its_rows_say_so():
+    fsspec.filesystem("memory").pipe("/bucket/a.jsonl", LINES)
+    assert [row.file for row in read("memory://bucket/*.jsonl")] == ["memory:///bucket/a.jsonl"] * 2
+
+
+def test_bytes_read_reach_the_size(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "b.parquet").write_bytes(parquet())
+    source = Source(f"{tmp_path}/a.jsonl,{tmp_path}/b.parquet", "prompt_dataset")
+    assert source.bytes_read == 0
+    list(source.rows())
+    assert source.bytes_read == source.size == len(LINES) + len(parquet())
+
+
+def test_a_web_page_saved_under_a_data_name_is_recognised():
+    real = os.environ.get("RLHF_REAL_DATA")
+    if not real:
+        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
+    with pytest.raises(DataError, match="web page"):
+        read(f"{real}/hostile/html_named.jsonl")

@@ -1,0 +1,119 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf.data.store import SCHEMAS, read_dataset, write_dataset
+from rlhf.data.template import Template
+from rlhf.errors import DataError
+
+TEMPLATE = Template(suffix="TL;DR:")
+
+
+def prompts(count: int) -> list[dict]:
+    return [{"id": f"{i}", "prompt": f"Prompt ö {i}", "reference": None if i % 2 else "r"} for i in range(count)]
+
+
+def test_what_is_written_is_read_again_in_order(tmp_path):
+    manifest = write_dataset(tmp_path / "d", "prompts", prompts(5), TEMPLATE, rows_per_shard=2)
+    assert read_dataset(tmp_path / "d", "prompts") == (prompts(5), manifest, TEMPLATE)
+    assert manifest.shards == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+
+
+@pytest.mark.parametrize("kind", SCHEMAS)
+def test_a_dataset_without_rows_keeps_its_columns(tmp_path, kind):
+    write_dataset(tmp_path / "d", kind, [], TEMPLATE)
+    rows, manifest, _ = read_dataset(tmp_path / "d", kind)
+    assert (rows, manifest.rows) == ([], 0)
+    assert pq.read_schema(tmp_path / "d" / manifest.shards[0]).names == manifest.columns
+
+
+def test_the_digest_is_of_the_rows_and_not_of_the_shards(tmp_path):
+    whole = write_dataset(tmp_path / "a", "prompts", prompts(5), TEMPLATE)
+    cut = write_dataset(tmp_path / "b", "prompts", iter(prompts(5)), TEMPLATE, rows_per_shard=2)
+    assert whole.digest == cut.digest == "0efce35ed70140e8"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: rows[3].update(prompt="Prompt ö 3 "),
+        lambda rows: rows[3].update(reference=""),
+        lambda rows: rows.reverse(),
+        lambda rows: rows.pop(),
+        lambda rows: rows.append(rows[0]),
+        lambda rows: (rows[0].update(id="01"), rows[0].update(prompt="rompt")),
+    ],
+)
+def test_the_digest_changes_with_any_row(tmp_path, change):
+    rows = prompts(5)
+    change(rows)
+    assert (
+        write_dataset(tmp_path / "a", "prompts", rows, TEMPLATE).digest
+        != write_dataset(tmp_path / "b", "prompts", prompts(5), TEMPLATE).digest
+    )
+
+
+def test_half_a_dataset_is_not_taken_for_a_whole_one(tmp_path):
+    def interrupted():
+        yield from prompts(4)
+        raise KeyboardInterrupt
+
+    write_dataset(tmp_path / "d", "prompts", prompts(9), TEMPLATE, rows_per_shard=2)
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(tmp_path / "d", "prompts", interrupted(), TEMPLATE, rows_per_shard=2)
+    with pytest.raises(DataError, match="unfinished run"):
+        read_dataset(tmp_path / "d", "prompts")
+
+
+def test_writing_again_replaces_what_was_there(tmp_path):
+    write_dataset(tmp_path / "d", "prompts", prompts(9), TEMPLATE, rows_per_shard=2)
+    write_dataset(tmp_path / "d", "prompts", prompts(1), TEMPLATE)
+    assert read_dataset(tmp_path / "d", "prompts")[0] == prompts(1)
+    assert len(list((tmp_path / "d").glob("*.parquet"))) == 1
+
+
+def test_a_dataset_of_another_kind_is_refused(tmp_path):
+    write_dataset(tmp_path / "d", "prompts", prompts(1), TEMPLATE)
+    with pytest.raises(DataError, match=r"found a dataset of prompts .*, expected preferences"):
+        read_dataset(tmp_path / "d", "preferences")
+
+
+def swap_shard(folder):
+    other = write_dataset(folder.with_name("other"), "prompts", prompts(2)[::-1], TEMPLATE)
+    (folder.with_name("other") / other.shards[0]).rename(folder / other.shards[0])
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda d: (d / "part-00000.parquet").unlink(), "part-00000.parquet: cannot be read"),
+        (lambda d: (d / "part-00000.parquet").write_bytes(b"PAR1"), "part-00000.parquet: cannot be read"),
+        (swap_shard, "the files were changed"),
+        (lambda d: (d / "manifest.json").write_text("{}"), "not a dataset manifest"),
+        (lambda d: (d / "manifest.json").unlink(), "unfinished run"),
+        (lambda d: (d / "template.json").unlink(), "template.json: no such file"),
+        (lambda d: Template(suffix="other").save(d), "is not the one the data was written with"),
+    ],
+)
+def test_a_damaged_dataset_is_refused_with_what_is_wrong(tmp_path, damage, says):
+    write_dataset(tmp_path / "d", "prompts", prompts(2), TEMPLATE)
+    damage(tmp_path / "d")
+    with pytest.raises(DataError, match=says):
+        read_dataset(tmp_path / "d", "prompts")
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere/manifest.json: no such folder"):
+        read_dataset(tmp_path / "nowhere", "prompts")
+
+
+@pytest.mark.parametrize("value", [None, 5, "\ud800"])
+def test_what_is_not_text_is_not_written(tmp_path, value):
+    with pytest.raises(DataError, match="column 'prompt'"):
+        write_dataset(tmp_path / "d", "prompts", [{"id": "a", "prompt": value, "reference": None}], TEMPLATE)
+
+
+def test_the_manifest_names_the_template(tmp_path):
+    write_dataset(tmp_path / "d", "prompts", prompts(1), TEMPLATE)
+    assert json.loads((tmp_path / "d" / "manifest.json").read_text())["template_digest"] == TEMPLATE.digest
