@@ -1,0 +1,378 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf.data.store import read_dataset
+from rlhf.data.template import Template
+from rlhf.data_validation import DataValidationConfig
+from rlhf.data_validation.stage import pair_findings, run, split_by_prompt
+from rlhf.data_validation.suffix import detect, without_marker
+from rlhf.errors import ConfigError, DataError, ModelError, RlhfError
+
+OUTPUTS = ("preferences", "prompts", "evaluation", "demonstrations", "quarantine")
+
+
+def write(path: Path, rows: list) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return str(path)
+
+
+def pair(prompt: str, chosen: str = "a good one", rejected: str = "bad") -> dict:
+    return {"input_text": f"{prompt} [summary]: ", "candidate_0": rejected, "candidate_1": chosen, "choice": 1}
+
+
+@pytest.fixture
+def options(tmp_path) -> dict:
+    """Options of a run that passes: 40 pairs, 5 prompts, 4 to evaluate on, 3 demonstrations."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model" / "model.safetensors").touch()
+    prompts = [{"input_text": f"Prompt {i} [summary]: "} for i in range(5)]
+    evaluation = [{"input_text": f"Held out {i} [summary]: ", "output_text": f"reference {i}"} for i in range(4)]
+    return {
+        "preference_dataset": write(tmp_path / "pairs.jsonl", [pair(f"Post {i}") for i in range(40)]),
+        "prompt_dataset": write(tmp_path / "prompts.jsonl", prompts),
+        "eval_dataset": write(tmp_path / "eval.jsonl", evaluation),
+        "demonstration_dataset": write(tmp_path / "demos.jsonl", [row | {"output_text": "x"} for row in prompts[:3]]),
+        "large_model_reference": str(tmp_path / "model"),
+    }
+
+
+def validate(options: dict, tmp_path: Path) -> dict[str, float]:
+    out = tmp_path / "out"
+    paths = {name: out / name for name in OUTPUTS}
+    return run(DataValidationConfig.parse(options, "data_validation"), **paths, report=out / "report.html")
+
+
+def test_a_run_writes_every_dataset_with_one_template(options, tmp_path):
+    metrics = validate(options | {"instruction": "Sum up.", "prompt_sequence_length": 99.0}, tmp_path)
+    template = Template(instruction="Sum up.", suffix=" [summary]: ", prompt_sequence_length=99)
+    kinds = {"preferences": 40, "prompts": 5, "evaluation": 4, "demonstrations": 3}
+    for name, count in kinds.items():
+        rows, _, saved = read_dataset(tmp_path / "out" / name, "prompts" if name == "evaluation" else name)
+        assert (len(rows), saved) == (count, template)
+        assert metrics[f"rows_{name}"] == count
+    assert rows[0]["completion"] == "x"
+    rows, _, _ = read_dataset(tmp_path / "out" / "evaluation", "prompts")
+    assert [row["reference"] for row in rows] == [f"reference {i}" for i in range(4)]
+    rows, _, _ = read_dataset(tmp_path / "out" / "preferences", "preferences")
+    assert {row["chosen"] for row in rows} == {"a good one"}
+    assert metrics["pairs_train"] + metrics["pairs_eval"] == 40
+    assert metrics["pairs_eval"] == sum(row["split"] == "eval" for row in rows) > 0
+
+
+def test_without_demonstrations_an_empty_dataset_is_written(options, tmp_path):
+    del options["demonstration_dataset"]
+    assert validate(options, tmp_path)["rows_demonstrations"] == 0
+    assert read_dataset(tmp_path / "out" / "demonstrations", "demonstrations")[0] == []
+
+
+def test_the_same_input_gives_the_same_datasets(options, tmp_path):
+    digests = []
+    for _ in range(2):
+        validate(options, tmp_path)
+        digests.append([json.loads((tmp_path / "out" / n / "manifest.json").read_text())["digest"] for n in OUTPUTS])
+    assert digests[0] == digests[1]
+
+
+BAD_ROWS = [pair("P", chosen=" "), pair("P", rejected="TL;DR:"), "no json", pair("P") | {"choice": 2}]
+
+
+def test_rows_that_cannot_be_used_are_kept_whole_in_quarantine(options, tmp_path):
+    write(tmp_path / "pairs.jsonl", [*(pair(f"Post {i}") for i in range(96)), *BAD_ROWS])
+    metrics = validate(options, tmp_path)
+    rows, _, _ = read_dataset(tmp_path / "out" / "quarantine", "quarantine")
+    file = str(tmp_path / "pairs.jsonl")
+    assert [(r["file"], r["line"], r["reason"], r["field"]) for r in rows] == [
+        (file, 97, "blank_candidate", "chosen"),
+        (file, 98, "bare_suffix", "rejected"),
+        (file, 99, "not_json", ""),
+        (file, 100, "bad_choice", "choice"),
+    ]
+    assert [r["row"] for r in rows] == [r if isinstance(r, str) else json.dumps(r) for r in BAD_ROWS]
+    assert metrics["quarantined"] == 4
+    assert metrics["quarantined_share"] == pytest.approx(4 / 112)
+
+
+def test_too_many_of_them_fail_the_run_and_the_worst_reason_is_named_with_an_example(options, tmp_path):
+    rows = [*(pair(f"Post {i}") for i in range(95)), *BAD_ROWS, pair("P") | {"choice": "1"}, pair("P") | {"choice": 3}]
+    write(tmp_path / "pairs.jsonl", rows)
+    with pytest.raises(DataError) as error:
+        validate(options, tmp_path)
+    said = str(error.value)
+    assert said.startswith("preference_dataset: 6 of 101 rows (5.9\u00a0%) cannot be used, more than")
+    assert re.search(r"most often \(3\) because of bad_choice \(choice\): .*pairs.jsonl:99: '{\"input_text", said)
+    assert len(read_dataset(tmp_path / "out" / "quarantine", "quarantine")[0]) == 6
+    assert not (tmp_path / "out" / "preferences").exists()
+    assert validate(options | {"max_quarantined_share": 0.06}, tmp_path)["quarantined"] == 6
+
+
+@pytest.mark.parametrize("dataset", ["preference_dataset", "prompt_dataset", "eval_dataset", "demonstration_dataset"])
+def test_a_source_without_a_usable_row_is_an_error_even_when_all_may_be_put_aside(options, tmp_path, dataset):
+    options[dataset] = write(tmp_path / "none.jsonl", [{"input_text": "TL;DR:"}] * 3)
+    with pytest.raises(DataError, match=rf"^{dataset}: 3 of 3 rows \(100.%\) cannot be used, so none is left"):
+        validate(options | {"max_quarantined_share": 1.0}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"ppo": {"kl_coef": 0.1}}, ConfigError, "unknown option 'ppo.kl_coef': did you mean 'kl_coeff'"),
+        ({"sft": {"batch_size": "32"}}, ConfigError, "sft.batch_size: found '32'"),
+        ({"reward": {"learning_rate": 0}}, ConfigError, "reward.learning_rate: found 0"),
+        ({"inference": {"x": 1}}, ConfigError, "inference.x"),
+        ({"evaluation": {"x": 1}}, ConfigError, "evaluation.x"),
+        ({"preference_dataset": ""}, ConfigError, "preference_dataset"),
+        ({"sufix": "TL;DR:"}, ConfigError, "did you mean 'suffix'"),
+        ({"preference_eval_fraction": 0}, ConfigError, "preference_eval_fraction: found 0"),
+        ({"large_model_reference": "/no/model"}, ModelError, "large_model_reference '/no/model': no such folder"),
+        ({"reward": {"base_model": "/no/model"}}, ModelError, "reward.base_model '/no/model': no such folder"),
+        ({"eval_dataset": "/no/file.jsonl"}, DataError, "eval_dataset: /no/file.jsonl: no such file"),
+    ],
+)
+def test_a_wrong_parameter_fails_by_name_before_any_data_is_read(options, tmp_path, monkeypatch, change, error, says):
+    def reads(*args):
+        raise AssertionError("data was read")
+
+    monkeypatch.setattr("rlhf.data.sources.Source.rows", reads)
+    with pytest.raises(error, match=says):
+        validate(options | change, tmp_path)
+
+
+def test_options_of_other_stages_that_are_right_pass(options, tmp_path):
+    options |= {"ppo": {"kl_coeff": 0, "batch_size": 8.0}, "sft": {"epochs": 2}, "evaluation": {"seed": 1}}
+    validate(options, tmp_path)
+
+
+def bodies(rows: list[dict], split: str) -> set[str]:
+    return {row["prompt"].removesuffix(" [summary]: ") for row in rows if row["split"] == split}
+
+
+def test_no_prompt_is_on_both_sides_and_none_changes_sides_when_rows_are_added(options, tmp_path):
+    sides = []
+    for count in (200, 400):
+        rows = [pair(f"Post {i}", chosen=f"good {n}") for i in range(count) for n in range(3)]
+        rows += [row | {"input_text": row["input_text"].removesuffix(" [summary]: ")} for row in rows[:30]]
+        write(tmp_path / "pairs.jsonl", rows[:: 1 if count == 200 else -1])
+        validate(options, tmp_path)
+        written, _, _ = read_dataset(tmp_path / "out" / "preferences", "preferences")
+        sides.append((bodies(written, "train"), bodies(written, "eval")))
+        assert not sides[-1][0] & sides[-1][1]
+    (train, held_out), (more_train, more_held_out) = sides
+    assert train < more_train
+    assert held_out < more_held_out
+    assert 20 < len(more_held_out) < 60
+
+
+def test_the_seed_draws_other_prompts():
+    def held_out(seed):
+        rows = [{"prompt": f"{i}"} for i in range(100)]
+        split_by_prompt(rows, Template(), 0.1, seed)
+        return bodies(rows, "eval")
+
+    assert held_out(0) == held_out(0) != held_out(1)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.5])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_neither_side_of_the_split_is_left_empty(fraction, count):
+    for seed in range(10):
+        rows = [{"prompt": f"{i}"} for i in range(count)]
+        split_by_prompt(rows, Template(), fraction, seed)
+        assert {row["split"] for row in rows} == {"train", "eval"}
+
+
+def test_one_prompt_cannot_be_split(options, tmp_path):
+    write(tmp_path / "pairs.jsonl", [pair("Same"), pair("Same", "c", "d")])
+    with pytest.raises(DataError, match="preference_dataset: 2 usable pairs of 1 prompt cannot be split"):
+        validate(options, tmp_path)
+
+
+def test_duplicates_contradictions_and_length_are_counted_and_the_rows_kept():
+    def row(prompt, chosen, rejected):
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+    rows = [
+        row("P", "long", "sho"),
+        row("P ", "long ", "sho"),
+        row("P TL;DR:", "long", "sho"),
+        row("P", "sho", "long"),
+        row("Q", "sho", "long"),
+        row("Q", "one", "two"),
+        row("Q", "two", "one"),
+    ]
+    assert pair_findings(rows, Template(suffix="TL;DR:")) == {
+        "duplicate_pairs": 2,
+        "contradictory_pairs": 2,
+        "longer_wins_share": 3 / 5,
+    }
+
+
+def test_prompts_that_evaluation_shares_are_counted(options, tmp_path):
+    shared = [{"input_text": "Prompt 1"}, {"input_text": "Prompt 1 [summary]:"}, {"input_text": "Post 3 [summary]: "}]
+    write(tmp_path / "eval.jsonl", shared)
+    metrics = validate(options, tmp_path)
+    assert (metrics["shared_prompts"], metrics["shared_with_preferences"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("endings", "suffix"),
+    [
+        ([" [summary]: "] * 10, " [summary]: "),
+        (["\nTL;DR:"] * 10, "\nTL;DR:"),
+        (["\n\nTL;DR:"] * 6 + ["\nTL;DR: "] * 4, "\n\nTL;DR:"),
+        (["\n\nAssistant:"] * 10, "\n\nAssistant:"),
+        (["\n### Your summary"] * 10, "\n### Your summary"),
+        ([" TL;DR:"] * 9 + [""], " TL;DR:"),
+        ([" TL;DR:"] * 8 + [""] * 2, ""),
+        ([""] * 10, ""),
+        ([" Why?"] * 10, ""),
+        ([" TL;DR:"], ""),
+    ],
+)
+def test_the_suffix_is_the_ending_that_nine_tenths_of_the_prompts_share(endings, suffix):
+    texts = [f"Post number {i}.{ending}" for i, ending in enumerate(endings)]
+    assert detect({"prompt_dataset": texts}, {})[0] == suffix
+
+
+def test_repeating_one_prompt_makes_no_suffix():
+    assert detect({"prompt_dataset": ["Name three things:"] * 10}, {}) == ("", "")
+
+
+def test_one_source_gives_its_suffix_to_the_others(options, tmp_path):
+    write(tmp_path / "eval.jsonl", [{"input_text": "No ending."}])
+    validate(options, tmp_path)
+    rows, _, template = read_dataset(tmp_path / "out" / "evaluation", "prompts")
+    assert template.render(rows[0]["prompt"]) == "No ending. [summary]: "
+
+
+def test_two_suffixes_are_an_error_unless_one_is_given(options, tmp_path):
+    write(tmp_path / "prompts.jsonl", [{"input_text": f"Post {i}.\nTL;DR:"} for i in range(9)])
+    del options["demonstration_dataset"]
+    with pytest.raises(DataError, match=r"suffix: .*'TL;DR:' in prompt_dataset.*; make them alike"):
+        validate(options, tmp_path)
+    validate(options | {"suffix": "TL;DR:"}, tmp_path)
+    assert Template.load(tmp_path / "out" / "prompts").suffix == "TL;DR:"
+
+
+def test_a_marker_that_candidates_begin_with_moves_to_the_prompts(options, tmp_path):
+    def row(i):
+        return {"prompt": f"POST: {i}", "chosen": f"TL;DR:  good {i}", "rejected": "TL;DR:  bad"}
+
+    write(tmp_path / "pairs.jsonl", [row(i) for i in range(9)])
+    write(tmp_path / "prompts.jsonl", [{"prompt": f"POST: {i}"} for i in range(9)])
+    write(tmp_path / "eval.jsonl", [{"prompt": "POST: x", "label": "TL;DR: ref"}])
+    validate(options | {"demonstration_dataset": ""}, tmp_path)
+    rows, _, template = read_dataset(tmp_path / "out" / "preferences", "preferences")
+    assert template.render(rows[0]["prompt"]) == "POST: 0\nTL;DR: "
+    assert (rows[0]["chosen"].strip(), rows[0]["rejected"].strip()) == ("good 0", "bad")
+    assert read_dataset(tmp_path / "out" / "evaluation", "prompts")[0][0]["reference"].strip() == "ref"
+
+
+def test_a_marker_inside_a_completion_stays():
+    assert without_marker("So, TL;DR: it works", "TL;DR:") == "So, TL;DR: it works"
+    assert without_marker("TL;DR:", "TL;DR:") == "TL;DR:"
+    assert without_marker("words", "") == "words"
+
+
+def test_the_report_shows_what_was_found_and_runs_nothing_that_stands_in_the_data(options, tmp_path):
+    attack = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+    rows = [pair(f"Post {i}") for i in range(96)]
+    write(tmp_path / "pairs.jsonl", [*rows, pair(attack, chosen=" "), f"{attack}", rows[0], pair(attack)])
+    write(tmp_path / "prompts.jsonl", [{"input_text": f"{attack} {i} [summary]: "} for i in range(3)])
+    validate(options | {"instruction": f"Do {attack}"}, tmp_path)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in page.lower()
+    assert "<img" not in page.lower()
+    template = Template.load(tmp_path / "out" / "prompts")
+    for expected in (
+        "Vertex text",
+        "blank_candidate",
+        "not_json",
+        "pairs.jsonl, line 98",
+        "&lt;script&gt;",
+        template.digest,
+        "[summary]",
+        "held out",
+        "<svg",
+    ):
+        assert expected in page, expected
+
+
+def test_the_stage_loads_no_torch(options, tmp_path):
+    out = tmp_path / "out"
+    job = {
+        "options": options,
+        "outputs": {**{name: str(out / name) for name in OUTPUTS}, "report": str(out / "r.html")},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    code = (
+        "import sys, runpy; sys.modules['torch'] = None; sys.modules['transformers'] = None;"
+        f"sys.argv = ['x', '--config', {str(tmp_path / 'job.yaml')!r}];"
+        "runpy.run_module('rlhf.data_validation', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "[data_validation] rows_preferences 40" in done.stdout
+
+
+def test_a_failed_run_from_the_shell_says_one_line_and_exits_with_1(options, tmp_path):
+    job = {
+        "options": options | {"eval_dataset": "/no/file.jsonl"},
+        "outputs": dict.fromkeys((*OUTPUTS, "report"), "/x"),
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "rlhf.data_validation", "--config", str(tmp_path / "job.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "[data_validation] error: eval_dataset: /no/file.jsonl: no such file" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def real_data() -> str:
+    folder = os.environ.get("RLHF_REAL_DATA")
+    if not folder:
+        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
+    return folder
+
+
+def test_real_vertex_files(real_data, options, tmp_path):
+    options |= {
+        "preference_dataset": f"{real_data}/vertex_text/preference.jsonl",
+        "prompt_dataset": f"{real_data}/vertex_text/course_prompt.jsonl",
+        "eval_dataset": f"{real_data}/vertex_text/eval_with_references.jsonl",
+        "demonstration_dataset": "",
+    }
+    metrics = validate(options, tmp_path)
+    assert Template.load(tmp_path / "out" / "preferences").suffix == " [summary]: "
+    assert metrics["rows_preferences"] == 599
+    assert (metrics["quarantined"], metrics["duplicate_pairs"], metrics["contradictory_pairs"]) == (1, 4, 1)
+    assert metrics["longer_wins_share"] == pytest.approx(0.62, abs=0.005)
+    assert 40 <= metrics["pairs_eval"] <= 80
+
+
+def test_real_carperai_files(real_data, options, tmp_path):
+    options |= {
+        "preference_dataset": f"{real_data}/carperai/comparisons.jsonl",
+        "prompt_dataset": f"{real_data}/carperai/tldr_train.jsonl",
+        "eval_dataset": f"{real_data}/carperai/tldr_test.jsonl",
+        "demonstration_dataset": f"{real_data}/carperai/tldr_train.jsonl",
+    }
+    metrics = validate(options, tmp_path)
+    assert (metrics["duplicate_pairs"], metrics["contradictory_pairs"]) == (27, 3)
+    rows, _, template = read_dataset(tmp_path / "out" / "preferences", "preferences")
+    assert template.suffix == "\nTL;DR: "
+    assert not any(row[name].lstrip().startswith("TL;DR") for row in rows for name in ("chosen", "rejected"))
+
+
+@pytest.mark.parametrize("file", ["vertex_text/eval_predictions_tuned.jsonl", "hostile/html_named.jsonl"])
+def test_real_files_that_are_no_input_are_refused(real_data, options, tmp_path, file):
+    with pytest.raises(RlhfError, match=r"^preference_dataset: .*jsonl:1: "):
+        validate(options | {"preference_dataset": f"{real_data}/{file}"}, tmp_path)
