@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from rlhf.errors import ModelError
-from rlhf.models.card import ModelCard
+from rlhf.models.card import FILE_NAME, ModelCard
 from rlhf.models.references import resolve
 
 transformers_logging.set_verbosity_error()
@@ -66,7 +66,7 @@ def follow(folder: str | Path) -> tuple[str, ModelCard | None]:
     Returns:
         Path or Hugging Face id for `from_pretrained`, and the card (None for a plain Hugging Face model).
     """
-    if not (Path(folder) / ModelCard.FILE_NAME).exists():
+    if not (Path(folder) / FILE_NAME).exists():
         return resolve(str(folder)), None
     card = ModelCard.load(folder)
     return (resolve(card.base) if card.kind == "base" else str(folder)), card

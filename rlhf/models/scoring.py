@@ -101,6 +101,6 @@ class RewardModel:
             chunk = order[start : start + batch_size]
             batch = {k: v.to(self.model.device) for k, v in self.collate([rows[i] for i in chunk]).items()}
             for i, score in zip(chunk, self.model(**batch).logits[:, 0].float().tolist(), strict=True):
-                scores[i] = score - self.shift
+                scores[i] = score + self.shift
             on_batch(start + len(chunk))
         return scores

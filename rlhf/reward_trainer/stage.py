@@ -186,8 +186,8 @@ def _score_held_out(model: Any, pairs: list[dict], config: RewardTrainerConfig) 
             columns[name] = model.score(
                 texts, completions, config.eval_batch_size, lambda n, done=done: progress.update(done * len(pairs) + n)
             )
-    model.shift = sum(columns["score_chosen"]) / len(pairs)
-    return {name: [value - model.shift for value in values] for name, values in columns.items()}
+    model.shift = -sum(columns["score_chosen"]) / len(pairs)
+    return {name: [value + model.shift for value in values] for name, values in columns.items()}
 
 
 def _write_scores(path: str, pairs: list[dict], columns: dict[str, list[float]]) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from rlhf.data.store import read_dataset
@@ -39,7 +40,8 @@ def run(
     rows, manifest, template = read_dataset(demonstrations, "demonstrations")
     if not rows:
         say(STAGE, "no demonstrations: the policy starts as the base model")
-        ModelCard(kind="base", base=base_model, data_digest=manifest.digest).save(policy)
+        Path(policy).mkdir(parents=True, exist_ok=True)
+        ModelCard(kind="base", base=base_model).save(policy)
         _report_pass_through(report, base_model)
         from rlhf.tracking import Tracker
 
