@@ -253,6 +253,8 @@ def test_ids_are_the_rows_own_or_of_the_content_and_never_twice_the_same(tmp_pat
     content = ids[0]
     assert ids == [content, "x", f"{content}-2", "x-2", f"{content}-3", f"{content}-4", "x-2-2"]
     assert result.repeated_ids == 2
+    rows = [TRL | {"id": name} for name in ("x-2", "x", "x", "x")]
+    assert [row["id"] for row in converted(tmp_path, rows).rows] == ["x-2", "x", "x-3", "x-4"]
     assert converted(tmp_path, [TRL | {"chosen": "other"}]).rows[0]["id"] != content
 
 

@@ -145,9 +145,11 @@ def test_another_file_system_is_read_and_its_rows_say_so():
 def test_bytes_read_reach_the_size(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(LINES)
     (tmp_path / "b.parquet").write_bytes(parquet())
-    source = Source(f"{tmp_path}/a.jsonl,{tmp_path}/b.parquet", "prompt_dataset")
+    source = Source(f"{tmp_path}/b.parquet,{tmp_path}/a.jsonl", "prompt_dataset")
     assert source.bytes_read == 0
-    list(source.rows())
+    read_so_far = [source.bytes_read for _ in source.rows()]
+    assert read_so_far == sorted(read_so_far)
+    assert read_so_far[-1] > len(parquet())
     assert source.bytes_read == source.size == len(LINES) + len(parquet())
 
 

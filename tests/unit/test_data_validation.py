@@ -182,7 +182,7 @@ def test_the_seed_draws_other_prompts():
 @pytest.mark.parametrize("fraction", [0.001, 0.5])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_neither_side_of_the_split_is_left_empty(fraction, count):
-    for seed in range(10):
+    for seed in range(50):
         rows = [{"prompt": f"{i}"} for i in range(count)]
         split_by_prompt(rows, Template(), fraction, seed)
         assert {row["split"] for row in rows} == {"train", "eval"}
