@@ -183,6 +183,8 @@ def test_rouge_is_taken_against_the_human_reference_and_may_fall(scored):
     metrics = scored.run()
     # References: "a {cat, dog, fish} ran home". Before: 4/4 words right for a third of the rows, 3/4 for the others.
     assert metrics["rouge_1_before"] == pytest.approx((1 + 0.75 + 0.75) / 3)
+    # After: "a" is right everywhere, the noun for dog and fish; 6 words against 4.
+    assert metrics["rouge_1_after"] == pytest.approx((0.2 + 0.4 + 0.4) / 3)
     assert metrics["rouge_l_after"] < metrics["rouge_l_before"]
     assert "ROUGE-L against the references fell from" in scored.report
     assert "while the reward rose" in scored.report
@@ -287,7 +289,7 @@ def test_a_trainer_that_was_skipped_has_no_curves(scored):
         (90, 20.1, (0.95, 0.96), False, "above the limit of 20"),
         (90, float("nan"), (0.95, 0.96), False, "not finite"),
         (90, None, (0.95, 0.96), True, "KL: not checked"),
-        (90, 3.0, (0.95, 0.93), True, "93.0 % of the completions end by themselves, 95.0 % before"),
+        (90, 3.0, (0.98, 0.96), True, "96.0 % of the completions end by themselves, 98.0 % before"),
         (90, 3.0, (0.95, 0.92), False, "a fall of more than 2 points is not allowed"),
     ],
 )
@@ -383,16 +385,16 @@ def test_texts_are_shown_as_text(scored):
 def test_side_by_side_shows_a_seeded_choice_the_most_typical_first(scored):
     for i, row in enumerate(scored.after):
         row["prediction"] = " ".join(["dog"] * (3 + i))  # changes of reward: 1 to 12, median 6.5
-    scored.run(side_by_side_rows=5, seed=3)
-    first = scored.report
-    scored.run(side_by_side_rows=5, seed=3)
-    assert scored.report == first
-    shown = [int(part.split(" ")[0]) for part in first.split("row-")[1:]]
-    assert len(shown) == 5
-    distance = [abs(row + 1 - 6.5) for row in shown]
-    assert distance == sorted(distance)
-    scored.run(side_by_side_rows=5, seed=4)
-    assert scored.report != first
+
+    def shown(seed: int) -> list[int]:
+        scored.run(side_by_side_rows=5, seed=seed)
+        return [int(part.split(" ")[0]) for part in scored.report.split("row-")[1:]]
+
+    rows = shown(seed=3)
+    assert len(rows) == 5
+    assert [abs(row + 1 - 6.5) for row in rows] == sorted(abs(row + 1 - 6.5) for row in rows)
+    assert shown(seed=3) == rows
+    assert shown(seed=4) != rows
 
 
 def test_the_page_has_its_sections_in_reading_order(scored):

@@ -226,10 +226,10 @@ def test_two_figures_on_a_page_do_not_share_ids():
 
 
 def test_figures_have_a_title_and_their_labels_as_text():
-    svg = ElementTree.fromstring(figures.lines("Loss <1>", SERIES, "step", "nats"))
+    svg = ElementTree.fromstring(figures.lines("Loss <1>", SERIES, "step, in $x_1$", "nats"))
     texts = "".join(svg.itertext())
     assert svg[0].text == svg.get("aria-label") == "Loss <1>"
-    assert all(label in texts for label in ("before", "after", "step", "nats"))
+    assert all(label in texts for label in ("before", "after", "step, in $x_1$", "nats"))
 
 
 def test_a_limit_is_drawn_only_once_the_curve_comes_near_it():
