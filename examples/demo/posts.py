@@ -22,17 +22,20 @@ SUFFIX = "TL;DR:"
 # a summary claims. Few values a kind, each one token of the demo's tokenizer: what a model of 0.4 M parameters can
 # compare.
 FACTS: dict[str, tuple[str, ...]] = {
-    "who": ("brother", "sister", "boss", "neighbour", "cousin", "roommate", "landlord", "uncle"),
-    "deed": ("sold", "broke", "stole", "lost", "painted", "burned", "borrowed", "hid"),
-    "thing": ("guitar", "bike", "laptop", "car", "camera", "jacket", "piano", "boat", "tent", "phone"),
-    "day": ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "christmas"),
-    "question": ("sue", "forgive", "confront", "report", "ignore", "leave", "fight", "thank"),
+    "who": ("brother", "sister", "boss", "neighbour", "cousin", "roommate", "landlord"),
+    "deed": ("sold", "broke", "stole", "lost", "painted", "burned", "borrowed"),
+    "thing": ("guitar", "bike", "laptop", "car", "camera", "jacket", "piano", "boat"),
+    "day": ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"),
+    "question": ("sue", "forgive", "confront", "report", "ignore", "fight", "thank"),
 }
 _KIND = {value: kind for kind, values in FACTS.items() for value in values}
 
 _OPENINGS = ("I need advice about my {who}.", "So this is about my {who}.", "I have a problem with my {who}.")
-_STORIES = ("They {deed} my {thing}.", "This person {deed} my {thing}.", "I heard they {deed} my {thing}.")
-_DAYS = ("It was on {day}.", "This happened on {day}.", "I found out on {day}.")
+_STORIES = (
+    "They {deed} my {thing} on {day}.",
+    "On {day} they {deed} my {thing}.",
+    "I heard they {deed} my {thing} on {day}.",
+)
 _QUESTIONS = ("Should I {question} them?", "Do I {question} them now?", "Would you {question} them?")
 _FILLER = (
     "I am still quite upset.",
@@ -60,10 +63,14 @@ _DEMONSTRATION_PADDED = 0.45
 _LENGTH_FREE = 12  # words a summary may have at no cost: the longest faultless one has 11
 _WORD_COST = 0.1
 _SMALLEST_GAP = 0.5  # of gold between the candidates of a pair
-_ONE_FACT_SHARE = 0.5  # of pairs whose candidates differ in one fact only, which one of them gets wrong
+# What makes a reward model read the post: in this share of pairs the candidates have the same words but for facts that
+# one of them gets wrong, so only the post tells which. Half of these get one fact wrong; the others several, which is
+# easier, and teaches all kinds of fact at once.
+_SWAPPED_SHARE = 0.7
+_ONE_FACT_SHARE = 0.5
 _LABEL_NOISE = 0.1
-_PAIRS_PER_POST = 2
-_HELD_OUT_BUCKETS = 10  # one bucket in so many is for evaluation
+_PAIRS_PER_POST = 4
+_HELD_OUT_BUCKETS = 16  # one bucket in so many is for evaluation
 
 
 def generate(
@@ -71,10 +78,10 @@ def generate(
     gold_folder: Path,
     seed: int = 0,
     *,
-    preferences: int = 8000,
+    preferences: int = 20000,
     prompts: int = 3000,
     evaluation: int = 500,
-    demonstrations: int = 12800,
+    demonstrations: int = 9600,
 ) -> None:
     """Write the four data files into `folder` and what only the demo may know into `gold_folder`.
 
@@ -176,7 +183,7 @@ def swap_fact(facts: dict[str, str], kind: str, rng: random.Random) -> dict[str,
 
 
 def _post(facts: dict[str, str], rng: random.Random) -> str:
-    told = [rng.choice(_STORIES), rng.choice(_DAYS), rng.choice(_QUESTIONS)]
+    told = [rng.choice(_STORIES), rng.choice(_QUESTIONS)]
     rng.shuffle(told)
     sentences = [rng.choice(_OPENINGS), *told]
     for filler in rng.sample(_FILLER, rng.randint(1, 3)):
@@ -209,14 +216,18 @@ def _flawed(facts: dict[str, str], rng: random.Random, drops: dict[str, float], 
 
 def _pair(facts: dict[str, str], rng: random.Random) -> tuple[str, str]:
     """The better and the worse of two candidates, by gold."""
-    if rng.random() < _ONE_FACT_SHARE:
-        kind = rng.choice(list(FACTS))
-        told = {k: v for k, v in facts.items() if k == kind or rng.random() >= 0.25}
-        # One state for both texts, so that nothing but the fact differs.
-        state = rng.getrandbits(32)
-        right, wrong = (_summary(t, random.Random(state)) for t in (told, swap_fact(told, kind, rng)))
+    if rng.random() < _SWAPPED_SHARE:
+        wrong_count = 1 if rng.random() < _ONE_FACT_SHARE else rng.randint(2, len(FACTS))
+        kinds = rng.sample(list(FACTS), wrong_count)
+        told = {kind: value for kind, value in facts.items() if kind in kinds or rng.random() >= 0.25}
+        wrong = told
+        for kind in kinds:
+            wrong = swap_fact(wrong, kind, rng)
+        wording = rng.getrandbits(32)  # one for both, so that nothing but the facts differs
+        candidates = (_summary(facts, random.Random(wording)) for facts in (told, wrong))
         padding = f" {rng.choice(_PADDING)}" if rng.random() < 0.2 else ""
-        return right + padding, wrong + padding
+        better, worse = (candidate + padding for candidate in candidates)
+        return better, worse
     while True:
         drops = dict.fromkeys(FACTS, 0.35)
         first, second = (_flawed(facts, rng, drops, 0.25, 0.35) for _ in range(2))
