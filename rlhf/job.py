@@ -7,7 +7,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +48,25 @@ class Job:
 
 
 @contextlib.contextmanager
-def stage_job(stage: str, metrics: Any) -> Iterator[Job]:
+def stage_job(stage: str, metrics: Any, parameters: Mapping[str, str] = {}) -> Iterator[Job]:
     """Run a stage under an orchestrator: its errors as in `stage_errors`, its time and memory among its metrics.
 
     Args:
         stage: The stage's name, as in `rlhf.<stage>`.
         metrics: Anything with `log_metric(name, value)`. Gains `seconds` (the wall time of the body) and
             `peak_rss_gb` (the process's highest resident memory, in 1e9 bytes).
+        parameters: The orchestrator's names of settings that errors name otherwise, by the latter.
     """
     started = time.monotonic()
     with stage_errors(stage):
         job = Job(metrics)
-        yield job
+        try:
+            yield job
+        except ConfigError as error:
+            text = str(error)
+            for name, parameter in parameters.items():
+                text = text.replace(f"{name}: ", f"{parameter}: ")
+            raise ConfigError(text) from error
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         job.log({"seconds": time.monotonic() - started, "peak_rss_gb": peak_kib * 1024 / 1e9})
 

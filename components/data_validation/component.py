@@ -72,7 +72,14 @@ def data_validation(
     """
     from rlhf.job import merge_options, stage_job
 
-    with stage_job("data_validation", metrics) as job:
+    parameters = {
+        "reward.train_steps": "reward_model_train_steps",
+        "reward.learning_rate_multiplier": "reward_model_learning_rate_multiplier",
+        "ppo.train_steps": "reinforcement_learning_train_steps",
+        "ppo.learning_rate_multiplier": "reinforcement_learning_rate_multiplier",
+        "ppo.kl_coeff": "kl_coeff",
+    }
+    with stage_job("data_validation", metrics, parameters) as job:
         from rlhf.data_validation.config import DataValidationConfig
         from rlhf.data_validation.stage import run
 

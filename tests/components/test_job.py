@@ -40,6 +40,13 @@ def test_an_error_for_the_user_is_one_line_and_exit_status_1(capsys):
     assert not metrics
 
 
+def test_an_error_names_a_setting_as_the_orchestrators_user_knows_it(capsys):
+    parameters = {"ppo.train_steps": "reinforcement_learning_train_steps"}
+    with pytest.raises(SystemExit), stage_job("data_validation", Metrics(), parameters):
+        raise ConfigError("ppo.train_steps: found -2; ppo.gamma: found 3")
+    assert capsys.readouterr().out.endswith("error: reinforcement_learning_train_steps: found -2; ppo.gamma: found 3\n")
+
+
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError), stage_job("evaluator", Metrics()):
         _ = 1 / 0
