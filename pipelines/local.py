@@ -20,7 +20,6 @@ from typing import Any, TextIO
 import psutil
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
-from kfp.local.config import LocalExecutionConfig
 
 # Must be what rlhf.progress reads; pipelines do not import rlhf.
 TERMINAL_VARIABLE = "RLHF_TERMINAL"
@@ -68,8 +67,6 @@ def run(pipeline: BaseComponent, arguments: dict[str, Any], root: str | Path) ->
                 if console.failed is None:
                     raise
                 raise StageFailed(console.why_failed(log_path)) from None
-            finally:
-                LocalExecutionConfig.instance = None
 
 
 class _Console(io.TextIOBase):

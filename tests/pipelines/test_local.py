@@ -115,7 +115,7 @@ def test_a_killed_stage_shows_its_own_last_lines_and_no_json(tmp_path):
     assert "executor_output.json" not in str(error.value)
 
 
-def test_a_failure_leaves_no_state_behind(tmp_path):
+def test_a_run_after_a_failed_one_comes_through(tmp_path):
     with pytest.raises(local.StageFailed):
         run("error", tmp_path / "a")
     run("", tmp_path / "b")
@@ -139,7 +139,7 @@ def test_interrupting_ends_the_running_stage(tmp_path, sent):
     began = time.monotonic()
     os.kill(parent.pid, sent)  # to the parent alone, as a supervisor does
     assert parent.wait(timeout=20) == 130
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < local.SECONDS_TO_END  # asked to end, not killed when time was up
     assert not [child for child in stage if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
 
 
