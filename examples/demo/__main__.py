@@ -1,0 +1,124 @@
+"""The demo: made-up posts, tiny base models, the whole pipeline, and what it was worth (`make demo`)."""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from examples.demo import gold as gold_scores
+from examples.demo import posts
+from pipelines import local, params, rlhf
+from pipelines.placement.local import place
+
+ROOT = Path("build/demo")  # as in the parameter files beside this one
+
+
+def main() -> int:
+    """Run the demo.
+
+    Returns:
+        Exit status: 0, 1 when a stage failed, 2 when a parameter is wrong, 130 when interrupted.
+    """
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
+    parser.add_argument("--arch", choices=("llama", "t5"), default="llama", help="policy (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of data, models and training (default: %(default)s)")
+    parser.add_argument("--kl", type=float, help="kl_coeff (default: the parameter file's); 0 shows over-optimisation")
+    given = parser.parse_args()
+    started = time.monotonic()
+    try:
+        values = params.read(Path(__file__).with_name(f"{given.arch}.yaml")) | {"seed": given.seed}
+        if given.kl is not None:
+            values["kl_coeff"] = given.kl
+        pipeline = rlhf.build(place)
+        arguments, _ = params.check(values, pipeline)
+        make_inputs(given.arch, given.seed)
+        made = time.monotonic()
+        outputs = local.run(pipeline, arguments, ROOT / "run")
+        ran = time.monotonic()
+        summary = conclude(outputs, made - started, ran - made)
+    except params.ParameterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except local.StageFailed as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    evaluation, reward_model = summary["evaluation"], summary["reward_model"]
+    print(
+        f"gold score {evaluation['gold_before']:.2f} -> {evaluation['gold_after']:.2f} of 5, "
+        f"gold win rate {evaluation['gold_win_rate']}, KL {summary['ppo']['kl']:.2f} nats, reward model accuracy "
+        f"{reward_model['accuracy_clean']:.3f} ({reward_model['accuracy_prompt_swapped']:.3f} with posts exchanged)\n"
+        f"report: {ROOT / 'report.html'}\nsummary: {ROOT / 'summary.json'}"
+    )
+    return 0
+
+
+def make_inputs(arch: str, seed: int) -> None:
+    """Write data, gold facts and base models under `ROOT`."""
+    print("demo data and base models: started", flush=True)
+    started = time.monotonic()
+    command = [sys.executable, "-m", "examples.demo.inputs", str(ROOT), arch, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise local.StageFailed(f"making the demo's inputs failed with status {done.returncode}:\n{done.stderr}")
+    print(f"demo data and base models: finished in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def conclude(outputs: dict[str, Any], inputs_seconds: float, run_seconds: float) -> dict[str, Any]:
+    """Write `report.html` and `summary.json` from the pipeline's outputs and the gold facts."""
+    from rlhf.report.page import append_section
+
+    gold = gold_scores.measure(
+        posts.load_gold(ROOT / "gold"),
+        preferences=ROOT / "data" / "preferences.jsonl",
+        **{name: Path(outputs[name].path) for name in ("scores", "samples", "predictions_before", "predictions_after")},
+    )
+    metrics = {
+        name.removesuffix("_metrics"): output.metadata for name, output in outputs.items() if name.endswith("_metrics")
+    }
+    reward, ppo, evaluation = metrics["reward_trainer"], metrics["ppo_trainer"], metrics["evaluator"]
+    stages = {name: round(values["seconds"], 2) for name, values in metrics.items()}
+    own_rss_gb = psutil.Process().memory_info().rss / 1e9
+    summary = {
+        "reward_model": {
+            "accuracy": reward["accuracy"],
+            "accuracy_clean": gold.clean.rate,
+            "accuracy_prompt_swapped": gold.clean_swapped.rate,
+        },
+        "ppo": {name: ppo[name] for name in ("reward_before", "reward_after", "kl")},
+        "evaluation": {
+            **{name: evaluation.get(name) for name in ("rouge_l_before", "rouge_l_after", "win_rate")},
+            "win_rate_ci": [evaluation.get("win_rate_low"), evaluation.get("win_rate_high")],
+            "ties": evaluation["ties"],
+            "gold_win_rate": gold.wins.rate,
+            "gold_win_rate_ci": [gold.wins.low, gold.wins.high],
+            "gold_ties": gold.wins.ties,
+            "gold_before": gold.before,
+            "gold_after": gold.after,
+            "over_optimised": gold.over_optimised,
+            "promote": bool(evaluation["promote"]),
+        },
+        "seconds": {
+            "demo_inputs": round(inputs_seconds, 2),
+            **stages,
+            "orchestration": round(run_seconds - sum(stages.values()), 2),
+            "total": round(inputs_seconds + run_seconds, 2),
+        },
+        "peak_rss_gb": round(own_rss_gb + max(values["peak_rss_gb"] for values in metrics.values()), 2),
+    }
+    page = Path(outputs["report"].path).read_text(encoding="utf-8")
+    page = append_section(page, gold_scores.section(gold, summary))
+    (ROOT / "report.html").write_text(page, encoding="utf-8")
+    (ROOT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+if __name__ == "__main__":
+    sys.exit(main())
