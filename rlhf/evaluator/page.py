@@ -209,7 +209,7 @@ def _curves(config: EvaluatorConfig, logs: Mapping[str, Mapping[str, Series]]) -
         ),
         _plot(
             "PPO: reward",
-            {"score minus KL penalty": ppo.get("reward"), "score": ppo.get("ppo/score")},
+            {"score minus KL penalty": _difference(ppo.get("reward"), ppo.get("kl_loss")), "score": ppo.get("reward")},
             "update",
             "mean per completion",
         ),
@@ -231,15 +231,24 @@ def _plot(
     present = {label: points for label, points in series.items() if points}
     if not present:
         return None
-    said = "; ".join(
-        f"{label + ' ' if len(present) > 1 else ''}from {_three(points[0][1])} to {_three(points[-1][1])}"
-        for label, points in present.items()
-    )
+    said = "; ".join((f"{label} " if len(present) > 1 else "") + _course(points) for label, points in present.items())
     return figure(
         figures.lines(title, present, x_label, y_label, limit),
         alt=f"{title} by {x_label}, {y_label}: {said}.",
         caption=f"{said[0].upper()}{said[1:]}.",
     )
+
+
+def _course(points: Series) -> str:
+    if len(points) == 1:
+        return _three(points[0][1])
+    return f"from {_three(points[0][1])} to {_three(points[-1][1])}"
+
+
+def _difference(series: Series | None, other: Series | None) -> Series:
+    """series - other, at the steps that both have."""
+    subtracted = dict(other or ())
+    return [(step, value - subtracted[step]) for step, value in series or () if step in subtracted]
 
 
 def _frontier(ppo: Mapping[str, Series]) -> Markup | None:
@@ -269,7 +278,10 @@ def _rewards(result: Evaluation) -> Markup:
             ),
             figure(
                 figures.histogram(
-                    "Change of reward, prompt by prompt", {"after − before": margins}, "reward", "share of prompts"
+                    "Change of reward, prompt by prompt",
+                    {"after − before": margins},
+                    "reward after minus before",
+                    "share of prompts",
                 ),
                 alt=f"Histogram of reward after minus reward before. Median {_signed(median(margins))}.",
                 caption=f"To the right of 0 the tuned model wins. Median {_signed(median(margins))}.",
