@@ -66,7 +66,9 @@ def evaluation_page(config: EvaluatorConfig, result: Evaluation) -> Page:
         Section("Side by side", _side_by_side(config, result), "side-by-side"),
     ]
     models = (
-        "" if first.before.model == first.after.model else f" Before: {first.before.model}. After: {first.after.model}."
+        ""
+        if first.before.model == first.after.model
+        else f" Before: {_short(first.before.model)}. After: {_short(first.after.model)}."
     )
     return Page(
         "Did tuning make the model better?",
@@ -175,14 +177,14 @@ def _numbers(result: Evaluation) -> Markup:
         f"{_count(len(result.pairs), 'prompt')}; ROUGE (F measure) over those {len(result.reference):,} that have a "
         "reference. "
         f"{result.wins.wins:,} wins, {result.wins.losses:,} losses, {result.wins.ties:,} ties. "
-        "Rewards are in the reward model's unit, where 0 is its average on reference responses."
+        "Rewards are in the reward model's own unit; only differences mean something."
     )
     return tiles(cards) + table(["", "before", "after", "change", "reference"], rows, caption)
 
 
 def _row(label: str, before: float, after: float, reference: float | None = None, digits: int = 3) -> list[str | None]:
     values = [None if v is None else _minus(f"{v:.{digits}f}") for v in (before, after, reference)]
-    return [label, values[0], values[1], _minus(f"{after - before:+.{digits}f}"), values[2]]
+    return [label, values[0], values[1], _signed(after - before, digits), values[2]]
 
 
 def _texts(result: Evaluation) -> tuple[list[str], list[str], list[str]]:
@@ -222,7 +224,10 @@ def _curves(config: EvaluatorConfig, logs: Mapping[str, Mapping[str, Series]]) -
         _plot("PPO: entropy", {"entropy": ppo.get("ppo/entropy")}, "update", "nats per token"),
     ]
     drawn = [plot for plot in plots if plot is not None]
-    return figures_row(drawn) if drawn else None
+    if not drawn:
+        return None
+    how = "Bold lines are running means over a tenth of the steps, faint ones are what was logged."
+    return paragraph(how) + figures_row(drawn)
 
 
 def _plot(
@@ -240,9 +245,11 @@ def _plot(
 
 
 def _course(points: Series) -> str:
-    if len(points) == 1:
-        return _three(points[0][1])
-    return f"from {_three(points[0][1])} to {_three(points[-1][1])}"
+    """Where a curve starts and ends: means over its first and last twentieth."""
+    values = [value for _, value in points]
+    few = max(1, len(values) // 20)
+    first, last = _three(fmean(values[:few])), _three(fmean(values[-few:]))
+    return f"from {first} to {last}" if first != last else f"at {first}"
 
 
 def _difference(series: Series | None, other: Series | None) -> Series:
@@ -256,11 +263,13 @@ def _frontier(ppo: Mapping[str, Series]) -> Markup | None:
     points = [(kl[step], score[step]) for step in kl if step in score]
     if len(points) < 2:
         return None
+    title, x_label = "PPO: reward against KL", "KL, nats per completion"
     return figure(
-        figures.lines("PPO: reward against KL", {"updates": points}, "KL, nats per completion", "mean score"),
-        alt=f"Mean score against KL, update by update: from {_three(points[0][1])} at a KL of {_three(points[0][0])} "
+        figures.trail(title, points, x_label, "mean score"),
+        alt=f"{title}: from a score of {_three(points[0][1])} at a KL of {_three(points[0][0])} "
         f"to {_three(points[-1][1])} at {_three(points[-1][0])}.",
-        caption="What each nat of distance bought. A curve that goes on to the right without rising is over-optimised.",
+        caption="What distance from the model before bought; later updates are darker. Points that go on to the right "
+        "without rising are over-optimisation.",
     )
 
 
@@ -333,8 +342,13 @@ def _facts(prediction: Prediction, reward: float, rouge_l: float | None) -> str:
     return " · ".join(facts)
 
 
-def _signed(value: float) -> str:
-    return _minus(f"{value:+.2f}")
+def _signed(value: float, digits: int = 2) -> str:
+    return _minus(f"{value:+.{digits}f}") if round(value, digits) else f"{0:.{digits}f}"
+
+
+def _short(model: str) -> str:
+    """The end of a path; a Hugging Face id as it is."""
+    return "/".join(model.rstrip("/").split("/")[-2:])
 
 
 def _three(value: float) -> str:

@@ -9,12 +9,14 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 from xml.etree import ElementTree
 
 from rlhf.report.page import visible
 
 LONGEST_LABEL = 60
+NOISY = 30
 
 _SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", _SVG[1:-1])
@@ -73,7 +75,8 @@ def lines(
 
     Args:
         title: Short, shown above the plot and given to screen readers.
-        series: {label: [(x, y), ...]}, at most five. Points that are not finite leave a gap.
+        series: {label: [(x, y), ...]}, at most five. Points that are not finite leave a gap. From `NOISY` points on, a
+            curve is faint under its running mean over a tenth of them.
         x_label, y_label: With their units.
         limit: A bound on y, drawn across once the curves come near it (above half of it).
 
@@ -85,21 +88,39 @@ def lines(
     with mpl.rc_context(_STYLE):
         drawing, axes = _axes(title, x_label, y_label)
         for index, (label, points) in enumerate(series.items()):
-            points = [(x, y if math.isfinite(y) else math.nan) for x, y in points]
-            axes.plot(
-                [x for x, _ in points],
-                [y for _, y in points],
-                color=_series_colour(index, len(series)),
-                linestyle=_DASHES[index],
-                marker="o" if len(points) < 3 else None,
-                label=_label(label),
-            )
+            x, y = [x for x, _ in points], [y if math.isfinite(y) else math.nan for _, y in points]
+            colour = _series_colour(index, len(series))
+            if len(y) >= NOISY:
+                axes.plot(x, y, color=colour, alpha=0.3, linewidth=1)
+                y = _running_mean(y, len(y) // 10)
+            marker = "o" if len(y) < 3 else None
+            axes.plot(x, y, color=colour, linestyle=_DASHES[index], marker=marker, label=_label(label))
         if limit is not None and axes.dataLim.ymax > limit / 2:
             axes.axhline(limit, color=_INK, linewidth=1, linestyle=(0, (2, 3)))
             axes.annotate(
                 f"limit {limit:g}", (1, limit), (0, 3), ("axes fraction", "data"), "offset points", ha="right"
             )
         return _finish(drawing, axes, title, legend=len(series) > 1)
+
+
+def trail(title: str, points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> str:
+    """Where something went: points in order, the later the darker.
+
+    Args:
+        title: Short, shown above the plot and given to screen readers.
+        points: [(x, y), ...]; those that are not finite are left out.
+
+    Returns:
+        An `<svg>` element.
+    """
+    import matplotlib as mpl
+
+    points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    with mpl.rc_context(_STYLE):
+        drawing, axes = _axes(title, x_label, y_label)
+        for age, (x, y) in enumerate(points, 1):
+            axes.plot([x], [y], "o", color=_SERIES[1], markersize=5, alpha=0.2 + 0.8 * age / len(points))
+        return _finish(drawing, axes, title, legend=False)
 
 
 def histogram(
@@ -134,6 +155,16 @@ def histogram(
         axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
         axes.set_ylim(bottom=0)
         return _finish(drawing, axes, title, legend=len(values) > 1)
+
+
+def _running_mean(values: list[float], width: int) -> list[float]:
+    """Mean over about `width` values around each, fewer towards the ends, without those that are not finite."""
+    means = []
+    for i in range(len(values)):
+        half = min(width // 2, i, len(values) - 1 - i)
+        finite = [v for v in values[i - half : i + half + 1] if math.isfinite(v)]
+        means.append(fmean(finite) if finite else math.nan)
+    return means
 
 
 def _series_colour(index: int, count: int) -> str:

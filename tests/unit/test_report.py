@@ -232,6 +232,18 @@ def test_figures_have_a_title_and_their_labels_as_text():
     assert all(label in texts for label in ("before", "after", "step, in $x_1$", "nats"))
 
 
+def test_a_long_noisy_curve_is_faint_under_its_running_mean():
+    long = {"loss": [(i, float(i % 2)) for i in range(figures.NOISY)]}
+    short = {"loss": long["loss"][:-1]}
+    assert "opacity: 0.3" in figures.lines("t", long, "x", "y")
+    assert "opacity: 0.3" not in figures.lines("t", short, "x", "y")
+
+
+def test_a_trail_darkens_towards_its_end():
+    svg = figures.trail("t", [(0.0, 1.0), (1.0, float("nan")), (2.0, 2.0)], "KL", "score")
+    assert re.findall(r"<use [^>]*fill-opacity: ([\d.]+)", svg) == ["0.6"]  # two points; the last is opaque
+
+
 def test_a_limit_is_drawn_only_once_the_curve_comes_near_it():
     near, far = ({"kl": [(0, 0.0), (1, top)]} for top in (11.0, 2.0))
     assert "limit 20" in figures.lines("KL", near, "x", "y", limit=20)
