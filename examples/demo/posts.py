@@ -64,10 +64,10 @@ _LENGTH_FREE = 12  # words a summary may have at no cost: the longest faultless 
 _WORD_COST = 0.1
 _SMALLEST_GAP = 0.5  # of gold between the candidates of a pair
 # What makes a reward model read the post: in this share of pairs the candidates have the same words but for facts that
-# one of them gets wrong, so only the post tells which. Half of these get one fact wrong; the others several, which is
-# easier, and teaches all kinds of fact at once.
+# one of them gets wrong, so only the post tells which. A quarter of these get one fact wrong; the others several, which
+# is easier, and teaches all kinds of fact at once: with more of the first, a tiny model learns later, not better.
 _SWAPPED_SHARE = 0.7
-_ONE_FACT_SHARE = 0.5
+_ONE_FACT_SHARE = 0.25
 _LABEL_NOISE = 0.1
 _PAIRS_PER_POST = 4
 _HELD_OUT_BUCKETS = 16  # one bucket in so many is for evaluation
