@@ -118,8 +118,8 @@ def trail(title: str, points: Sequence[tuple[float, float]], x_label: str, y_lab
     points = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     with mpl.rc_context(_STYLE):
         drawing, axes = _axes(title, x_label, y_label)
-        for age, (x, y) in enumerate(points, 1):
-            axes.plot([x], [y], "o", color=_SERIES[1], markersize=5, alpha=0.2 + 0.8 * age / len(points))
+        for left, (x, y) in zip(range(len(points) - 1, -1, -1), points, strict=True):
+            axes.plot([x], [y], "o", color=_SERIES[1], markersize=5, alpha=1 - 0.8 * left / len(points))
         return _finish(drawing, axes, title, legend=False)
 
 
