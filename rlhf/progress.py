@@ -46,7 +46,7 @@ class Progress:
 
     def update(self, done: int, **measured: float) -> None:
         """Report that `done` of `total` units are finished; `measured` are the latest values by name."""
-        text = " ".join(f"{name} {value:.3g}" for name, value in measured.items())
+        text = " ".join(f"{name} {_short(value)}" for name, value in measured.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._done)
@@ -56,7 +56,8 @@ class Progress:
                 self._last_line = now
                 left = (now - self._started) / done * max(self.total - done, 0)
                 share = done / self.total if self.total else 1.0
-                say(self.stage, f"{self.unit} {done}/{self.total} ({share:.0%}) {text}, {left:.0f} s left")
+                counted = f"{self.unit} {done:,}/{self.total:,} ({share:.0%}) {text}".rstrip()
+                say(self.stage, f"{counted}, {left:.0f} s left")
         self._done = done
 
     def __exit__(self, *exception: object) -> None:
@@ -64,6 +65,10 @@ class Progress:
             self._bar.close()
             if self._terminal is not sys.stderr:
                 self._terminal.close()
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def _open_terminal():

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from rlhf.bulk_inference.config import BulkInferenceConfig
 from rlhf.data.store import read_dataset
@@ -58,7 +59,7 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
             "prediction": policy.decode(ids),
             "finish_reason": "stop" if stopped else "length",
             "tokens": len(ids),
-            "model": str(policy.source),
+            "model": _name(policy, model),
             "template_digest": template.digest,
         }
         for row, text, ids, stopped in zip(rows, texts, completions, ended, strict=True)
@@ -75,3 +76,8 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
         "ended": sum(ended) / len(rows),
         "prompts_cut": sum(cuts) / len(rows),
     }
+
+
+def _name(policy: Any, folder: str) -> str:
+    """What to call the model in reports: its artifact's name and its base, never where a pod happened to find it."""
+    return f"{Path(folder).name} of {policy.card.base}" if policy.card else folder

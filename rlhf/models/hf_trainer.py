@@ -10,7 +10,7 @@ from rlhf.errors import TrainingError
 from rlhf.progress import Progress
 from rlhf.tracking import Tracker
 
-LOGS_PER_RUN = 100
+LOGS_PER_RUN = 50
 
 
 def training_arguments(kind: type[TrainingArguments], config: Any, steps: int, folder: str, **extra: Any) -> Any:

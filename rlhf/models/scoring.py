@@ -16,8 +16,9 @@ from rlhf.models.loading import Kind, follow, kind_of, load_classifier, load_tok
 class RewardModel:
     """A sequence classifier with one output that reads the prompt *and* the response.
 
-    A causal model reads prompt, response and EOS as one sequence and is scored at its last token. An encoder or
-    encoder-decoder reads them as a text pair, with one separator put there by its tokenizer. Scores are shifted by a
+    A causal model reads prompt, response and EOS as one sequence and is scored at its last token. An encoder reads
+    them as a text pair, with one separator put there by its tokenizer; an encoder-decoder as two texts, EOS after
+    each. Scores are shifted by a
     constant that is part of the model, so that reference responses average 0.
     """
 
@@ -57,6 +58,14 @@ class RewardModel:
                 head = head[:-1]
             tail = self.tokenizer(Template.completion(prompt, completion), add_special_tokens=False, verbose=False)
             encoded: dict[str, list[int]] = {"input_ids": [*head, *tail["input_ids"], eos]}
+        elif self.kind is Kind.SEQ2SEQ:
+            encoded = {
+                "input_ids": [
+                    token
+                    for text in (prompt.strip(), completion.strip())
+                    for token in self.tokenizer(text)["input_ids"]
+                ]
+            }
         else:
             encoded = dict(self.tokenizer(prompt.strip(), completion.strip(), verbose=False))
             encoded.pop("attention_mask", None)

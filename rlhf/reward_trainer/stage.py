@@ -173,7 +173,7 @@ def _score_held_out(model: Any, pairs: list[dict], config: RewardTrainerConfig) 
     neighbour = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
     swapped = [neighbour[prompt] for prompt in prompts]
     columns = {}
-    with Progress(f"{STAGE} held-out", 4 * len(pairs), unit="pair") as progress:
+    with Progress(STAGE, 4 * len(pairs), unit="held-out text") as progress:
         for done, (name, texts, side) in enumerate(
             (
                 ("score_chosen", prompts, "chosen"),

@@ -1,0 +1,48 @@
+"""Tiny models for tests: random weights and tokenizers made on the spot, in ordinary Hugging Face folders."""
+
+from pathlib import Path
+
+import pytest
+
+TEXTS = [
+    "My brother sold my guitar. It was on monday. Should I sue them?\nTL;DR:",
+    "So this is about my boss. I heard they broke my bike. Do I forgive them now?\nTL;DR:",
+    " my brother sold my guitar on monday should i sue",
+    " my boss broke my bike do i forgive",
+]
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory) -> Path:
+    """A causal policy: Llama of 2 layers."""
+    from examples.demo.base_models import write_llama
+
+    folder = tmp_path_factory.mktemp("llama")
+    write_llama(folder, TEXTS, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def t5_folder(tmp_path_factory) -> Path:
+    """An encoder-decoder policy: T5 of 2 + 2 layers."""
+    from examples.demo.base_models import write_t5
+
+    folder = tmp_path_factory.mktemp("t5")
+    write_t5(folder, TEXTS, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory) -> Path:
+    """An encoder for reward models: BERT of 2 layers."""
+    from examples.demo.base_models import write_bert
+
+    folder = tmp_path_factory.mktemp("bert")
+    write_bert(folder, TEXTS, seed=0)
+    return folder
+
+
+@pytest.fixture(params=["llama", "t5"])
+def policy_folder(request) -> Path:
+    """A policy of either architecture."""
+    return request.getfixturevalue(f"{request.param}_folder")
