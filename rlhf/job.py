@@ -128,12 +128,3 @@ def _paths(job: Any, run: Callable[..., Any], path: str) -> dict[str, str]:
             f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}"
         )
     return given
-
-
-def limit_threads() -> None:
-    """Use the cores this process may run on, no more (a container's limit, not the machine's count)."""
-    import os
-
-    import torch
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -36,6 +36,7 @@ def training_arguments(kind: type[TrainingArguments], config: Any, steps: int, f
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         logging_steps=max(1, steps // LOGS_PER_RUN),
+        logging_nan_inf_filter=False,  # else a loss that is not finite is logged as 0
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
