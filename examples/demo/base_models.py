@@ -4,8 +4,9 @@ The pipeline loads them as it loads any user's model, so the demo takes the path
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -14,6 +15,11 @@ _MAX_LENGTH = 512  # tokens of prompt and completion together
 # Near 1 / sqrt(width). From the usual 0.02, the Llama did not learn to copy from the post in 400 SFT steps; from this
 # it did in 300.
 _INITIALIZER_RANGE = 0.1
+# BERT adds positions and segments to its words. Drawn as large as the words they drown them: attention then cannot
+# match a word of the summary with the same word of the post, and 400 steps of reward training did not get past 0.70
+# against clean labels; with positions this much smaller, 150 steps reach 0.94.
+_POSITION_SCALE = 0.1
+_SEGMENT_SCALE = 0.3
 
 
 def corpus(folder: Path) -> list[str]:
@@ -101,6 +107,10 @@ def write_bert(folder: Path, texts: Iterable[str], seed: int = 0) -> None:
     """
     from transformers import BertConfig, BertModel
 
+    def quieten(model: BertModel) -> None:
+        model.embeddings.position_embeddings.weight.data.mul_(_POSITION_SCALE)
+        model.embeddings.token_type_embeddings.weight.data.mul_(_SEGMENT_SCALE)
+
     tokenizer = _tokenizer(
         texts,
         pad="[PAD]",
@@ -130,6 +140,7 @@ def write_bert(folder: Path, texts: Iterable[str], seed: int = 0) -> None:
         tokenizer,
         folder,
         seed,
+        quieten,
     )
 
 
@@ -171,11 +182,19 @@ def _tokenizer(
     )
 
 
-def _save(model_class: type, config, tokenizer, folder: Path, seed: int) -> None:
+def _save(
+    model_class: type,
+    config,
+    tokenizer,
+    folder: Path,
+    seed: int,
+    adjust: Callable[[Any], None] = lambda model: None,
+) -> None:
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
+    adjust(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
