@@ -14,7 +14,7 @@ PARAMS ?=
 OUT ?= build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint compile run readme lock clean
+.PHONY: help setup demo test lint compile run readme docs lock clean
 
 help: ## List what make can do
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,10 @@ run: setup ## Run the pipeline on this machine on your data: PARAMS=file.yaml OU
 
 readme: setup ## Write the components' READMEs again from their docstrings
 	@$(BIN)/python -m components.readme
+
+docs: setup ## Write again what docs/ has from the code: the picture of the DAG, the reference of parameters
+	@$(BIN)/python -m pipelines.diagram > docs/images/rlhf.svg
+	@$(BIN)/python -m docs.parameters > docs/parameters.md
 
 lock: ## Pin again: the newest versions that pyproject.toml allows, into constraints.txt
 	rm -rf build/lock

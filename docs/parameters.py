@@ -1,0 +1,92 @@
+"""Write the reference of all parameters and options: `python -m docs.parameters > docs/parameters.md`."""
+
+import inspect
+import json
+import sys
+
+from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
+from pydantic.fields import FieldInfo
+
+from pipelines.placement.local import place
+from pipelines.rlhf import build
+from rlhf.bulk_inference import BulkInferenceConfig
+from rlhf.config import StageConfig
+from rlhf.data_validation import DataValidationConfig
+from rlhf.evaluator import EvaluatorConfig
+from rlhf.ppo_trainer import PPOTrainerConfig
+from rlhf.reward_trainer import RewardTrainerConfig
+from rlhf.sft_trainer import SFTTrainerConfig
+
+STRUCTS = {
+    "data_validation": DataValidationConfig,
+    "sft": SFTTrainerConfig,
+    "reward": RewardTrainerConfig,
+    "ppo": PPOTrainerConfig,
+    "inference": BulkInferenceConfig,
+    "evaluation": EvaluatorConfig,
+}
+TYPES = {"STRING": "text", "NUMBER_INTEGER": "integer", "NUMBER_DOUBLE": "number", "BOOLEAN": "boolean"}
+# Options that a pipeline parameter of another name sets.
+BY_PARAMETER = {name: {"train_steps", "learning_rate_multiplier"} for name in ("reward", "ppo")}
+
+
+def render() -> str:
+    """The reference, as Markdown: the pipeline's parameters, then the options that each stage's mapping takes."""
+    pipeline = build(place)
+    parameters = pipeline.pipeline_spec.root.input_definitions.parameters
+    rows = [
+        (
+            f"`{name}`",
+            TYPES.get(ParameterType.ParameterTypeEnum.Name(spec.parameter_type), "mapping"),
+            "required" if not spec.is_optional else f"`{_default(spec.default_value)}`",
+            " ".join(spec.description.split()),
+        )
+        for name in inspect.signature(pipeline.pipeline_func).parameters
+        for spec in [parameters[name]]
+    ]
+    text = [
+        "<!-- Made from the code by `make docs`; do not edit. -->",
+        "",
+        "# Parameters",
+        "",
+        "Of the `rlhf` pipeline, in a file for `make run` and on a cluster alike.",
+        "",
+        *_table(("Name", "Type", "Default", "What it is"), rows),
+    ]
+    for struct, config in STRUCTS.items():
+        options = _options(struct, config, parameters)
+        text += ["", f"## `{struct}`", "", *_table(("Name", "Default", "What it is"), options)]
+    return "\n".join([*text, ""])
+
+
+def _options(struct: str, config: type[StageConfig], parameters: dict) -> list[tuple[str, ...]]:
+    elsewhere = {*parameters} | BY_PARAMETER.get(struct, set())
+    return [
+        (f"`{name}`", f"`{json.dumps(field.default)}`", _described(field))
+        for name, field in config.model_fields.items()
+        if name not in elsewhere
+    ]
+
+
+def _described(field: FieldInfo) -> str:
+    choices = [f"`{choice}`" for choice in getattr(field.annotation, "__args__", ()) if isinstance(choice, str)]
+    return f"{field.description} One of {', '.join(choices)}." if choices else str(field.description)
+
+
+def _default(value) -> str:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return "{}"
+    plain = getattr(value, kind)
+    return json.dumps(int(plain) if kind == "number_value" and plain.is_integer() else plain)
+
+
+def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        for row in (headers, tuple("---" for _ in headers), *rows)
+    ]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())
