@@ -49,8 +49,8 @@ def build(place: Placement) -> BaseComponent:
     def rlhf(
         prompt_dataset: str,
         preference_dataset: str,
-        eval_dataset: str,
         large_model_reference: str,
+        eval_dataset: str = "",
         model_display_name: str = "",
         prompt_sequence_length: int = 512,
         target_sequence_length: int = 64,
@@ -79,8 +79,9 @@ def build(place: Placement) -> BaseComponent:
         Args:
             prompt_dataset: URI of the prompts that the policy is tuned on.
             preference_dataset: URI of preferences: prompts with two candidates and the choice between them.
-            eval_dataset: URI of held-out prompts with a human reference each.
             large_model_reference: Base model: Hugging Face id, path, URI or a short name such as `t5-large`.
+            eval_dataset: URI of prompts to evaluate on, with human references if there are; empty holds out some of
+                prompt_dataset, which are then not trained on.
             model_display_name: Name to publish the tuned model under, where the platform has a model registry.
             prompt_sequence_length: Longest prompt in tokens; longer ones are cut.
             target_sequence_length: Longest completion in tokens.

@@ -9,7 +9,6 @@ from components.images import image
 def data_validation(
     preference_dataset: str,
     prompt_dataset: str,
-    eval_dataset: str,
     large_model_reference: str,
     preferences: dsl.Output[dsl.Dataset],
     prompts: dsl.Output[dsl.Dataset],
@@ -18,6 +17,7 @@ def data_validation(
     quarantine: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
+    eval_dataset: str = "",
     demonstration_dataset: str = "",
     instruction: str = "",
     prompt_sequence_length: int = 512,
@@ -44,7 +44,6 @@ def data_validation(
     Args:
         preference_dataset: URI of preferences, for example `input_text`, `candidate_0`, `candidate_1`, `choice`.
         prompt_dataset: URI of the prompts that the policy is tuned on.
-        eval_dataset: URI of held-out prompts with a human reference each.
         large_model_reference: Base model that the run tunes: Hugging Face id, path, URI or a short name.
         preferences: Canonical preferences: `id, prompt, chosen, rejected, split`.
         prompts: Canonical prompts: `id, prompt, reference`.
@@ -52,7 +51,10 @@ def data_validation(
         demonstrations: Canonical demonstrations: `id, prompt, completion`; no rows if none were given.
         quarantine: Rows that cannot be used: `file, line, reason, field, row`.
         report: What was found in the data, with counts and examples.
-        metrics: Rows by output, quarantined share, and prompts that were cut.
+        metrics: Rows by output, quarantined share, and, where the model has a tokenizer.json, the shares of prompts
+            and completions with more tokens than the sequence lengths allow.
+        eval_dataset: URI of prompts to evaluate on, with human references if there are; empty holds out some of
+            prompt_dataset, which are then not trained on.
         demonstration_dataset: URI of demonstrations for supervised fine-tuning; empty for none.
         instruction: Text put before every prompt.
         prompt_sequence_length: Longest prompt in tokens; longer ones are cut, never losing instruction or suffix.

@@ -48,15 +48,15 @@ class Source:
         """
         self.parameter = parameter
         self.bytes_read = 0
+        self._sizes: dict[str, int] = {}
         self._files: dict[str, tuple[Any, str]] = {}
         for uri in (part.strip() for part in uris.split(",")):
-            for file, fs, path in self._find(uri):
+            for file, fs, path, size in self._find(uri):
                 if file in self._files:
                     raise self._error(file, "is named twice, its rows would count double")
                 if not file.split("?")[0].lower().removesuffix(".gz").endswith(_EXTENSIONS):
                     raise self._error(file, "unknown kind of file, expected .jsonl, .json or .parquet, each also .gz")
-                self._files[file] = fs, path
-        self._sizes = {file: fs.size(path) or 0 for file, (fs, path) in self._files.items()}
+                self._files[file], self._sizes[file] = (fs, path), size
         self.size = sum(self._sizes.values())
 
     @property
@@ -84,8 +84,12 @@ class Source:
                     raise self._error(file, "its gzip data is cut off or damaged; copy the file again") from error
                 except pa.ArrowException as error:
                     raise self._error(file, f"cannot be read as Parquet ({_one_line(error)})") from error
-                except OSError as error:
-                    raise self._error(file, f"cannot be read ({_one_line(error)})") from error
+                except DataError:
+                    raise
+                except Exception as error:  # each file system's client has exceptions of its own
+                    if isinstance(fs, LocalFileSystem) and not isinstance(error, OSError):
+                        raise
+                    raise self._error(file, f"cannot be read ({type(error).__name__}: {_one_line(error)})") from error
                 if empty:
                     raise self._error(file, "is empty, expected at least one row")
             before += self._sizes[file]
@@ -94,12 +98,17 @@ class Source:
     def _error(self, place: str, what: str) -> DataError:
         return DataError(f"{self.parameter}: {place}: {what}")
 
-    def _find(self, uri: str) -> list[tuple[str, Any, str]]:
+    def _find(self, uri: str) -> list[tuple[str, Any, str, int]]:
+        """Each file's name, its file system, its path there and its bytes (0 where a server does not tell)."""
         if not uri:
             raise DataError(f"{self.parameter}: found an empty name, expected paths or URIs separated by commas")
         try:
             fs, path = fsspec.core.url_to_fs(uri)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
+            raise self._error(
+                uri, f"needs a package that is not installed where data_validation runs ({_one_line(error)})"
+            ) from error
+        except ValueError as error:
             raise self._error(uri, _one_line(error)) from error
         try:
             exists = fs.exists(path)
@@ -111,12 +120,14 @@ class Source:
                 is_folder = exists and fs.isdir(path)
                 problem = f"is a folder, expected files, such as {uri.rstrip('/')}/*.jsonl" if is_folder else None
                 problem = problem if exists else "no such file"
+            sizes = [] if problem else [fs.size(match) or 0 for match in paths]
         except Exception as error:  # each file system's client has exceptions of its own
             raise self._error(uri, f"cannot be listed ({type(error).__name__}: {_one_line(error)})") from error
         if problem:
             raise self._error(uri, problem)
         local = isinstance(fs, LocalFileSystem)
-        return [(match if local else fs.unstrip_protocol(match), fs, match) for match in paths]
+        names = paths if local else map(fs.unstrip_protocol, paths)
+        return [(name, fs, match, size) for name, match, size in zip(names, paths, sizes, strict=True)]
 
     def _open(self, file: str, fs: Any, path: str) -> IO[bytes]:
         try:

@@ -17,7 +17,10 @@ class DataValidationConfig(StageConfig):
 
     preference_dataset: str = Field(min_length=1, description=f"Pairs with a choice: {_URIS}.")
     prompt_dataset: str = Field(min_length=1, description=f"Prompts for reinforcement learning: {_URIS}.")
-    eval_dataset: str = Field(min_length=1, description=f"Prompts for evaluation, references if there are: {_URIS}.")
+    eval_dataset: str = Field(
+        "",
+        description=f"Prompts for evaluation, references if there are: {_URIS}; empty: some of prompt_dataset's.",
+    )
     demonstration_dataset: str = Field("", description=f"Prompts with completions for SFT: {_URIS}; empty: no SFT.")
     large_model_reference: str = Field(
         min_length=1, description="Hugging Face id, local folder, URI, or a short name of the old Vertex pipeline."
@@ -32,6 +35,9 @@ class DataValidationConfig(StageConfig):
     target_sequence_length: int = Field(64, ge=1, description="Tokens of a completion.")
     preference_eval_fraction: float = Field(
         0.1, gt=0, le=0.5, description="Share of the prompts whose pairs are held out to measure the reward model."
+    )
+    prompt_eval_fraction: float = Field(
+        0.1, gt=0, le=0.5, description="Share of the prompts held out for evaluation where there is no eval_dataset."
     )
     max_quarantined_share: float = Field(
         0.05, ge=0, le=1, description="Share of one source's rows; above it, the data is not what it is taken for."

@@ -11,7 +11,7 @@ from rlhf.data.store import Manifest
 from rlhf.data.template import Template
 from rlhf.metrics import percent
 from rlhf.report import figures
-from rlhf.report.page import Page, Section, figure, figures_row, fold, paragraph, table, text_block, tiles
+from rlhf.report.page import Page, Section, figure, figures_row, fold, note, paragraph, table, text_block, tiles
 
 EXAMPLES_PER_REASON = 2
 _LONGEST_EXAMPLE = 4000
@@ -23,6 +23,7 @@ def report_page(
     template: Template,
     suffix_found: str,
     markers_removed: int,
+    not_counted: str,
     metrics: Mapping[str, float],
 ) -> Page:
     """Everything that was found, for a person to judge.
@@ -32,6 +33,7 @@ def report_page(
         template: How prompts are rendered.
         suffix_found: In words, where the suffix comes from; empty where there is none.
         markers_removed: Completions that began with the suffix's marker.
+        not_counted: In words, why there are no token lengths; empty where there are.
         metrics: As the stage returns them.
     """
     return Page(
@@ -39,10 +41,10 @@ def report_page(
         "What was read, what can be used, and how prompts are laid out.",
         [
             Section("In short", _summary(metrics), "summary"),
-            Section("Sources", _sources(converted), "sources"),
+            Section("Sources", _sources(converted, metrics), "sources"),
             Section("Quarantine", _quarantine(converted), "quarantine"),
             Section("Pairs and overlaps", _pairs(metrics), "pairs"),
-            Section("Lengths", _lengths(converted), "lengths"),
+            Section("Lengths", _lengths(converted, template, not_counted, metrics), "lengths"),
             Section("Prompt template", _template(converted, template, suffix_found, markers_removed), "template"),
             Section("Datasets written", _written(manifests, metrics), "written"),
         ],
@@ -61,7 +63,7 @@ def _summary(metrics: Mapping[str, float]) -> Markup:
     )
 
 
-def _sources(converted: Mapping[str, Converted]) -> Markup:
+def _sources(converted: Mapping[str, Converted], metrics: Mapping[str, float]) -> Markup:
     rows = [
         (result.parameter, file, str(result.shape or "none recognised"), count.read, count.kept, count.quarantined)
         for result in converted.values()
@@ -78,6 +80,11 @@ def _sources(converted: Mapping[str, Converted]) -> Markup:
     repeated = sum(result.repeated_ids for result in converted.values())
     if repeated:
         body += paragraph(f"{repeated:,} rows have an id that another row has, too; theirs got a counter.")
+    if metrics["prompts_held_out"]:
+        body += paragraph(
+            f"No eval_dataset was given: {metrics['prompts_held_out']:,} rows of prompt_dataset, chosen by a hash of "
+            "the prompt, are held out for evaluation. They are not among the prompts that the policy is tuned on."
+        )
     if not converted["demonstrations"].counts:
         body += paragraph("No demonstrations were given, so there is no supervised fine-tuning.")
     return body
@@ -124,24 +131,51 @@ def _pairs(metrics: Mapping[str, float]) -> Markup:
             (
                 "evaluation prompts also among the preferences",
                 metrics["shared_with_preferences"],
-                "kept: the reward model will have trained on them",
+                "kept: the reward model will have trained on those that its split does not hold out",
+            ),
+            (
+                "evaluation prompts also among the demonstrations",
+                metrics["shared_with_demonstrations"],
+                "kept: the policy will have been fine-tuned on them before it is compared",
             ),
         ],
     )
 
 
-def _lengths(converted: Mapping[str, Converted]) -> Markup:
+def _lengths(
+    converted: Mapping[str, Converted], template: Template, not_counted: str, metrics: Mapping[str, float]
+) -> Markup:
+    if not_counted:
+        tokens = note(
+            f"Token lengths were not counted: {not_counted}. How many prompts are cut, each later stage reports."
+        )
+    else:
+        shares = {
+            name: [metrics.get(f"{kind}_share_{name}") for kind in ("prompts_cut", "completions_over")]
+            for name, result in converted.items()
+            if result.rows
+        }
+        tokens = table(
+            [
+                "dataset",
+                f"prompts of more than {template.prompt_sequence_length:,} tokens, which are cut",
+                f"completions of more than {template.target_sequence_length:,} tokens",
+            ],
+            [(name, *(None if share is None else percent(share) for share in row)) for name, row in shares.items()],
+            "Counted with the tokenizer of large_model_reference. Demonstrations are cut to their limit; candidates of "
+            "pairs are read whole.",
+        )
     prompts = {name: [len(row["prompt"]) for row in result.rows] for name, result in converted.items() if result.rows}
     pairs = converted["preferences"].rows
     completions = {name: [len(row[name]) for row in pairs] for name in ("chosen", "rejected")}
     if converted["demonstrations"].rows:
         completions["demonstrations"] = [len(row["completion"]) for row in converted["demonstrations"].rows]
-    return figures_row(
+    return tokens + figures_row(
         [
             figure(
                 figures.histogram("Prompts", prompts, "characters"),
                 "Distribution of the prompts' lengths by dataset",
-                "Prompts, in characters, without instruction. What is over prompt_sequence_length is cut later.",
+                "Prompts, in characters, without instruction.",
             ),
             figure(
                 figures.histogram("Completions", completions, "characters"),

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from rlhf.data.template import Template
 from rlhf.data_validation.config import DataValidationConfig
 from rlhf.data_validation.page import report_page
 from rlhf.data_validation.suffix import detect, without_marker
+from rlhf.data_validation.tokens import load_tokenizer, too_long
 from rlhf.errors import DataError
 from rlhf.metrics import percent
 from rlhf.models import references
@@ -46,21 +47,24 @@ def run(
         config: URIs, prompt layout, limits, and the other stages' options.
         preferences: Dataset written, of kind preferences; its split is by prompt, so no prompt is on both sides.
         prompts: Dataset written, of kind prompts, for reinforcement learning.
-        evaluation: Dataset written, of kind prompts.
+        evaluation: Dataset written, of kind prompts; where no eval_dataset was given, a part of prompt_dataset that
+            is then not in `prompts`.
         demonstrations: Dataset written, of kind demonstrations; without rows where none were given.
         quarantine: Dataset written, of kind quarantine: rows that cannot be used, whole, with file, line and reason.
         report: HTML page written.
 
     Returns:
-        rows_<dataset>, pairs_train and pairs_eval (rows written); quarantined, and quarantined_share of all rows read;
-        the measures of `pair_findings`; shared_prompts and shared_with_preferences (distinct prompts of the
-        evaluation that are among the prompts, among the preferences).
+        rows_<dataset>, pairs_train and pairs_eval (rows written); prompts_held_out (rows of prompt_dataset that became
+        the evaluation); quarantined, and quarantined_share of all rows read; the measures of `pair_findings` and of
+        `too_long` (absent where the model has no tokenizer.json); shared_prompts, shared_with_preferences and
+        shared_with_demonstrations (distinct prompts of the evaluation that are among those).
 
     Raises:
         ConfigError: An option of another stage is unknown, of the wrong type or out of range.
         ModelError: The model reference cannot be used.
         DataError: A source cannot be read, has too many rows that cannot be used, or none that can; the prompts of
-            two sources end differently; there are fewer than two prompts with preferences.
+            two sources end differently; there are fewer than two prompts with preferences, or, without eval_dataset,
+            than two prompts; instruction and suffix leave no token for a prompt.
     """
     _check_options_and_models(config)
     converted = _read(config)
@@ -79,6 +83,9 @@ def run(
     markers_removed = _remove_markers(converted, suffix)
     pairs = converted["preferences"].rows
     split_by_prompt(pairs, template, config.preference_eval_fraction, config.seed)
+    held_out = 0 if config.eval_dataset else _hold_out_prompts(converted, template, config)
+    tokenizer, not_counted = load_tokenizer(config.large_model_reference)
+    token_lengths = {} if tokenizer is None else too_long(converted, template, tokenizer)
 
     manifests: dict[str, Manifest] = {}
     for name, path in {
@@ -95,13 +102,23 @@ def run(
         **{f"rows_{name}": manifest.rows for name, manifest in manifests.items()},
         "pairs_train": sum(pair["split"] == "train" for pair in pairs),
         "pairs_eval": sum(pair["split"] == "eval" for pair in pairs),
+        "prompts_held_out": held_out,
         "quarantined": len(quarantined),
         "quarantined_share": len(quarantined) / read,
         **pair_findings(pairs, template),
+        **token_lengths,
         "shared_prompts": len(bodies["evaluation"] & bodies["prompts"]),
         "shared_with_preferences": len(bodies["evaluation"] & bodies["preferences"]),
+        "shared_with_demonstrations": len(bodies["evaluation"] & bodies["demonstrations"]),
     }
-    write_page(report, report_page(converted, manifests, template, found, markers_removed, metrics))
+    write_page(report, report_page(converted, manifests, template, found, markers_removed, not_counted, metrics))
+    if held_out:
+        say(STAGE, f"no eval_dataset: {held_out:,} rows of prompt_dataset are held out for evaluation, not trained on")
+    if tokenizer is None:
+        say(STAGE, f"token lengths were not counted: {not_counted}")
+    for name, share in token_lengths.items():
+        if share:
+            say(STAGE, f"{name} {percent(share)}")
     say(STAGE, f"{read:,} rows read, {len(quarantined):,} in quarantine; prompt template {template.digest}")
     return metrics
 
@@ -109,26 +126,31 @@ def run(
 def split_by_prompt(pairs: list[dict[str, Any]], template: Template, eval_fraction: float, seed: int) -> None:
     """Set each pair's `split` to train or eval by a hash of its prompt.
 
-    A prompt keeps its side when rows are added or reordered. Neither side is left empty: with very few prompts the
-    one whose hash comes nearest changes sides.
-
     Raises:
         DataError: There are fewer than two prompts, which cannot be split.
     """
     bodies = [template.body(pair["prompt"]) for pair in pairs]
-    draws = {body: _draw(body, seed) for body in bodies}
-    if len(draws) < 2:
+    if len(set(bodies)) < 2:
         raise DataError(
-            f"preference_dataset: {len(pairs)} usable pairs of {len(draws)} prompt cannot be split into pairs to train "
-            "on and pairs to measure with; expected two prompts or more"
+            f"preference_dataset: {len(pairs)} usable pairs of 1 prompt cannot be split into pairs to train on and "
+            "pairs to measure with; expected two prompts or more"
         )
-    held_out = {body for body, draw in draws.items() if draw < eval_fraction}
-    if not held_out:
-        held_out = {min(draws, key=draws.__getitem__)}
-    elif len(held_out) == len(draws):
-        held_out.remove(max(draws, key=draws.__getitem__))
+    held_out = held_out_bodies(bodies, eval_fraction, seed)
     for pair, body in zip(pairs, bodies, strict=True):
         pair["split"] = "eval" if body in held_out else "train"
+
+
+def held_out_bodies(bodies: Iterable[str], fraction: float, seed: int) -> set[str]:
+    """About `fraction` of the distinct prompts, of which there are two or more, by a hash of each.
+
+    A prompt keeps its side when rows are added or reordered. Neither side is left empty: with very few prompts the
+    one whose hash comes nearest changes sides. With one seed, what a small fraction holds out a larger one does, too.
+    """
+    draws = {body: _draw(body, seed) for body in bodies}
+    held_out = {body for body, draw in draws.items() if draw < fraction} or {min(draws, key=draws.__getitem__)}
+    if len(held_out) == len(draws):
+        held_out.remove(max(draws, key=draws.__getitem__))
+    return held_out
 
 
 def pair_findings(pairs: list[dict[str, Any]], template: Template) -> dict[str, float]:
@@ -184,14 +206,31 @@ def _read(config: DataValidationConfig) -> dict[str, Converted]:
 
             converted[name] = convert_source(source, DATASETS[name][1], config.suffix, tick)
         progress.update(max(1, total // 1000), rows=sum(len(c.rows) + len(c.quarantined) for c in converted.values()))
-    converted.setdefault("demonstrations", Converted("demonstration_dataset"))
+    for name, (parameter, _) in DATASETS.items():
+        converted.setdefault(name, Converted(parameter))
     return converted
+
+
+def _hold_out_prompts(converted: Mapping[str, Converted], template: Template, config: DataValidationConfig) -> int:
+    """Move a part of the prompts to the evaluation; the rows moved. The draw is that of the preferences' split, so
+    that a reward model is not trained on pairs of these prompts either, fractions being equal."""
+    rows = converted["prompts"].rows
+    bodies = [template.body(row["prompt"]) for row in rows]
+    if len(set(bodies)) < 2:
+        raise DataError(
+            f"prompt_dataset: {len(rows)} usable rows of 1 prompt cannot be split into prompts to train on and prompts "
+            "to evaluate on; give eval_dataset, or two prompts or more"
+        )
+    held_out = held_out_bodies(bodies, config.prompt_eval_fraction, config.seed)
+    for name, in_it in (("prompts", False), ("evaluation", True)):
+        converted[name].rows = [row for row, body in zip(rows, bodies, strict=True) if (body in held_out) is in_it]
+    return len(converted["evaluation"].rows)
 
 
 def _check_share(result: Converted, limit: float) -> None:
     read = sum(count.read for count in result.counts.values())
     if not read:
-        return  # no demonstrations were given
+        return  # none was given
     share = len(result.quarantined) / read
     if result.rows and share <= limit:
         return

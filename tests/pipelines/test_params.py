@@ -6,7 +6,7 @@ from pipelines.params import ParameterError, check, read
 from pipelines.placement.local import place
 from pipelines.rlhf import build
 
-REQUIRED = {"prompt_dataset": "p", "preference_dataset": "q", "eval_dataset": "e", "large_model_reference": "t5-small"}
+REQUIRED = {"prompt_dataset": "p", "preference_dataset": "q", "large_model_reference": "t5-small"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def file(tmp_path, text: str):
         ({"deploy_model": "yes"}, "deploy_model: found 'yes' (text), expected true or false"),
         ({"instruction": 3}, "instruction: found 3 (a number), expected text"),
         ({"ppo": [1]}, "ppo: found [1] (a list), expected a mapping of option names to values"),
-        ({"eval_dataset": None}, "eval_dataset: missing, expected text"),
+        ({"prompt_dataset": None}, "prompt_dataset: missing, expected text"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_was_found_and_expected(pipeline, given, line):
@@ -49,7 +49,6 @@ def test_all_wrong_parameters_are_named_at_once(pipeline):
     with pytest.raises(ParameterError) as error:
         check({"prompt_dataset": 1, "sed": 0}, pipeline)
     assert [line.split(":")[0] for line in str(error.value).splitlines()] == [
-        "eval_dataset",
         "large_model_reference",
         "preference_dataset",
         "prompt_dataset",
@@ -73,6 +72,7 @@ def test_a_dictionary_of_the_closed_pipeline_runs_with_warnings(pipeline):
             "project": "p",
             "location": "europe-west4",
             "accelerator_type": "TPU",
+            "eval_dataset": None,
             "tensorboard_resource_id": None,
             "instruction": None,
         },

@@ -42,10 +42,11 @@ def test_parameters_of_the_closed_pipeline_keep_names_types_and_defaults(spec):
     theirs = rlhf_pipeline.pipeline_spec.root.input_definitions.parameters
     platforms_own = {"project", "location", "accelerator_type"}
     assert set(theirs) - set(ours) == platforms_own
-    # Deploying costs money on a cluster of one's own: it is asked for. Evaluation data is what the report stands on.
-    differs_on_purpose = {"deploy_model", "eval_dataset"}
+    # Deploying costs money on a cluster of one's own: it is asked for.
+    differs_on_purpose = {"deploy_model"}
     for name in set(theirs) - platforms_own:
         assert ours[name].parameter_type == theirs[name].parameter_type, name
+        assert ours[name].is_optional == theirs[name].is_optional, name
         if name not in differs_on_purpose and theirs[name].HasField("default_value"):
             assert ours[name].default_value == theirs[name].default_value, name
 

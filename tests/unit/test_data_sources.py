@@ -1,6 +1,8 @@
 import gzip
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import fsspec
@@ -140,6 +142,55 @@ def test_a_name_with_glob_characters_means_the_file_of_that_name(tmp_path):
 def test_another_file_system_is_read_and_its_rows_say_so():
     fsspec.filesystem("memory").pipe("/bucket/a.jsonl", LINES)
     assert [row.file for row in read("memory://bucket/*.jsonl")] == ["memory:///bucket/a.jsonl"] * 2
+
+
+class ClientError(Exception):
+    """As botocore's and aiohttp's: no OSError."""
+
+
+class FlakyFile(io.BytesIO):
+    """Its first bytes can be looked at; reading on fails."""
+
+    def readinto(self, buffer):
+        raise ClientError("connection\nreset")
+
+
+class Flaky(fsspec.AbstractFileSystem):
+    """A remote store whose client fails when it is asked for sizes, or while a file is read."""
+
+    protocol = "flaky"
+    fails_at = None
+
+    def info(self, path, **kwargs):
+        return {"name": path, "size": len(LINES), "type": "file"}
+
+    def size(self, path):
+        if self.fails_at == "size":
+            raise ClientError("403\nForbidden")
+        return len(LINES)
+
+    def _open(self, path, mode="rb", **kwargs):
+        return FlakyFile(LINES) if self.fails_at == "read" else io.BytesIO(LINES)
+
+
+@pytest.mark.parametrize(("fails_at", "says"), [("size", "cannot be listed .*403"), ("read", "cannot be read .*reset")])
+def test_a_remote_clients_own_exception_is_one_line_with_parameter_and_uri(monkeypatch, fails_at, says):
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    assert len(read("flaky://bucket/a.jsonl")) == 2
+    monkeypatch.setattr(Flaky, "fails_at", fails_at)
+    with pytest.raises(DataError, match=says) as error:
+        read("flaky://bucket/a.jsonl")
+    assert str(error.value).startswith("prompt_dataset: flaky://bucket/a.jsonl: ")
+    assert "ClientError" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("protocol", "package"), [("gs", "gcsfs"), ("s3", "s3fs")])
+def test_a_protocol_whose_package_is_missing_names_what_to_install(monkeypatch, protocol, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(DataError, match=rf"needs a package that is not installed .*{package}") as error:
+        read(f"{protocol}://bucket/a.jsonl")
+    assert str(error.value).startswith(f"prompt_dataset: {protocol}://bucket/a.jsonl: ")
 
 
 def test_bytes_read_reach_the_size(tmp_path):

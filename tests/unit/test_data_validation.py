@@ -5,13 +5,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
+import huggingface_hub.constants
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 
 from rlhf.data.store import read_dataset
 from rlhf.data.template import Template
 from rlhf.data_validation import DataValidationConfig
 from rlhf.data_validation.stage import pair_findings, run, split_by_prompt
 from rlhf.data_validation.suffix import detect, without_marker
+from rlhf.data_validation.tokens import load_tokenizer
 from rlhf.errors import ConfigError, DataError, ModelError, RlhfError
 
 OUTPUTS = ("preferences", "prompts", "evaluation", "demonstrations", "quarantine")
@@ -192,6 +199,152 @@ def test_one_prompt_cannot_be_split(options, tmp_path):
     write(tmp_path / "pairs.jsonl", [pair("Same"), pair("Same", "c", "d")])
     with pytest.raises(DataError, match="preference_dataset: 2 usable pairs of 1 prompt cannot be split"):
         validate(options, tmp_path)
+
+
+@pytest.fixture
+def unsplit(options, tmp_path) -> dict:
+    """Options without eval_dataset; 200 prompts, each with and without the suffix, all with preferences."""
+    texts = [f"Post {i}" for i in range(200)]
+    prompts = [{"input_text": f"{text}{ending}"} for text in texts for ending in (" [summary]: ", "")]
+    write(tmp_path / "prompts.jsonl", [*prompts, *({"input_text": f"More {i} [summary]: "} for i in range(4000))])
+    write(tmp_path / "pairs.jsonl", [pair(text) for text in texts])
+    return {name: value for name, value in options.items() if name not in ("eval_dataset", "demonstration_dataset")}
+
+
+def written(tmp_path: Path, name: str) -> list[str]:
+    rows, _, template = read_dataset(tmp_path / "out" / name, "prompts")
+    return [template.body(row["prompt"]) for row in rows]
+
+
+def test_without_eval_dataset_a_tenth_of_the_prompts_is_evaluated_on_and_not_trained_on(unsplit, tmp_path, capsys):
+    metrics = validate(unsplit, tmp_path)
+    trained, held_out = written(tmp_path, "prompts"), written(tmp_path, "evaluation")
+    assert not set(trained) & set(held_out)
+    assert len(trained) + len(held_out) == 4400 == metrics["rows_prompts"] + metrics["rows_evaluation"]
+    assert metrics["prompts_held_out"] == len(held_out) == pytest.approx(440, abs=80)
+    assert metrics["shared_prompts"] == 0
+    said = f"{len(held_out)} rows of prompt_dataset"
+    assert f"[data_validation] no eval_dataset: {said} are held out for evaluation" in capsys.readouterr().out
+    assert f"No eval_dataset was given: {said}" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_what_is_evaluated_on_is_not_in_the_pairs_that_the_reward_model_learns_from(unsplit, tmp_path):
+    validate(unsplit, tmp_path)
+    pairs, _, _ = read_dataset(tmp_path / "out" / "preferences", "preferences")
+    shared = bodies(pairs, "eval") & set(written(tmp_path, "evaluation"))
+    assert shared
+    assert not bodies(pairs, "train") & set(written(tmp_path, "evaluation"))
+
+
+def test_prompts_stay_held_out_when_rows_are_added_and_with_another_seed_others_are(unsplit, tmp_path):
+    validate(unsplit, tmp_path)
+    before, trained = set(written(tmp_path, "evaluation")), set(written(tmp_path, "prompts"))
+    rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    write(tmp_path / "prompts.jsonl", [*({"input_text": f"New {i} [summary]: "} for i in range(50)), *reversed(rows)])
+    validate(unsplit, tmp_path)
+    assert before <= set(written(tmp_path, "evaluation"))
+    assert not trained & set(written(tmp_path, "evaluation"))
+    validate(unsplit | {"seed": 1}, tmp_path)
+    assert not before <= set(written(tmp_path, "evaluation"))
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("fraction", [0.01, 0.5])
+def test_neither_none_nor_all_of_very_few_prompts_are_held_out(unsplit, tmp_path, seed, fraction):
+    write(tmp_path / "prompts.jsonl", [{"input_text": f"Post {i} [summary]: "} for i in range(2)])
+    validate(unsplit | {"seed": seed, "prompt_eval_fraction": fraction}, tmp_path)
+    assert len(written(tmp_path, "prompts")) == len(written(tmp_path, "evaluation")) == 1
+
+
+def test_one_prompt_cannot_be_trained_on_and_evaluated_on(unsplit, tmp_path):
+    write(tmp_path / "prompts.jsonl", [{"input_text": "Post 1 [summary]: "}, {"input_text": "Post 1"}])
+    with pytest.raises(DataError, match=r"^prompt_dataset: 2 usable rows of 1 prompt cannot be split.*eval_dataset"):
+        validate(unsplit, tmp_path)
+
+
+def test_an_eval_dataset_leaves_the_prompts_whole(options, tmp_path):
+    metrics = validate(options, tmp_path)
+    assert (metrics["prompts_held_out"], metrics["rows_prompts"], metrics["rows_evaluation"]) == (0, 5, 4)
+    assert "No eval_dataset was given" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def words_are_tokens() -> str:
+    """A tokenizer.json of one token a word, with a special token before every text."""
+    tokenizer = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.enable_truncation(4)  # some are saved so; it must not hide what is long
+    return tokenizer.to_str()
+
+
+def test_texts_over_the_sequence_lengths_are_counted_with_the_models_own_tokenizer(options, tmp_path, capsys):
+    (tmp_path / "model" / "tokenizer.json").write_text(words_are_tokens())
+    rows = [pair("one two", "a b c", "a b c d"), pair("one two three", "a", "b"), pair("1 2 3 4", "a", "b c d e")]
+    write(tmp_path / "pairs.jsonl", rows)
+    # A prompt is <s>, the words and [summary]:, a completion its words and the end of the sequence.
+    metrics = validate(options | {"prompt_sequence_length": 5, "target_sequence_length": 4}, tmp_path)
+    assert {name: value for name, value in metrics.items() if "_share_" in name} == {
+        "prompts_cut_share_preferences": pytest.approx(1 / 3),
+        "completions_over_share_preferences": pytest.approx(2 / 6),
+        "prompts_cut_share_prompts": 0,
+        "prompts_cut_share_evaluation": 0,
+        "prompts_cut_share_demonstrations": 0,
+        "completions_over_share_demonstrations": 0,
+    }
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "prompts of more than 5 tokens" in page
+    assert "33\u00a0%" in page
+    assert "not counted" not in page
+    assert "[data_validation] prompts_cut_share_preferences 33\u00a0%" in capsys.readouterr().out
+
+
+def test_an_instruction_that_leaves_no_room_for_a_prompt_fails_before_anything_is_written(options, tmp_path):
+    (tmp_path / "model" / "tokenizer.json").write_text(words_are_tokens())
+    options |= {"instruction": "Sum up in few words", "prompt_sequence_length": 7}
+    with pytest.raises(DataError, match=r"prompt_sequence_length: 7 tokens leave no room .* 'Sum up in few words'"):
+        validate(options, tmp_path)
+    assert not (tmp_path / "out" / "preferences").exists()
+    validate(options | {"prompt_sequence_length": 8}, tmp_path)
+
+
+def test_without_a_tokenizer_file_the_report_and_the_log_say_that_tokens_were_not_counted(options, tmp_path, capsys):
+    assert not [name for name in validate(options, tmp_path) if "_share_" in name]
+    said = f"oken lengths were not counted: no tokenizer.json was found with {tmp_path / 'model'}"
+    assert f"[data_validation] t{said}" in capsys.readouterr().out
+    assert f"T{said}" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_damaged_tokenizer_file_fails_by_name(options, tmp_path):
+    (tmp_path / "model" / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"^large_model_reference .*: its tokenizer.json cannot be read"):
+        validate(options, tmp_path)
+
+
+def test_of_a_remote_model_only_the_tokenizer_is_fetched(monkeypatch, tmp_path):
+    store = fsspec.filesystem("memory")
+    store.pipe("/bucket/model/tokenizer.json", words_are_tokens().encode())
+    assert load_tokenizer("memory://bucket/model/")[0].encode("a b").tokens == ["<s>", "<unk>", "<unk>"]
+    assert load_tokenizer("memory://bucket/none") == (None, "no tokenizer.json was found with memory://bucket/none")
+
+    def download(model, name):
+        assert (model, name) == ("google/flan-t5-small", "tokenizer.json")
+        return write(tmp_path / "cached.json", [words_are_tokens()])
+
+    monkeypatch.setattr("rlhf.data_validation.tokens.hf_hub_download", download)
+    assert load_tokenizer("t5-small")[0] is not None
+
+
+def test_a_hub_without_the_tokenizer_or_out_of_reach_is_a_reason_and_no_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert load_tokenizer("org/model") == (None, "no tokenizer.json was found with org/model")
+
+    def fails(model, name):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr("rlhf.data_validation.tokens.hf_hub_download", fails)
+    said = "the tokenizer.json of org/model cannot be read (ConnectionError: no route)"
+    assert load_tokenizer("org/model") == (None, said)
 
 
 def test_duplicates_contradictions_and_length_are_counted_and_the_rows_kept():
