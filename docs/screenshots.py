@@ -13,7 +13,8 @@ WIDTH, TALLER_THAN_ANY, MARGIN = 1080, 3000, 40
 
 # What of the page is left out of each picture; nothing in it is changed.
 PICTURES = {
-    "report": "footer, #numbers > :not(h2, .tiles), #training figure:nth-of-type(n+5), #training ~ section",
+    "report": "footer, #numbers > :not(h2, .tiles), #numbers ~ section",
+    "curves": "header, footer, section:not(#training), #training figure:nth-of-type(n+7)",
     "gold": "header, footer, section:not(#gold)",
 }
 
