@@ -59,6 +59,7 @@ _PADDING = (
 _DEMONSTRATION_DROPS = {"who": 0.30, "deed": 0.10, "thing": 0.15, "day": 0.60, "question": 0.45}
 _DEMONSTRATION_WRONG = 0.10
 _DEMONSTRATION_PADDED = 0.45
+_WRONG_BY_TEMPTATION = 0.5
 
 _LENGTH_FREE = 12  # words a summary may have at no cost: the longest faultless one has 11
 _WORD_COST = 0.1
@@ -68,7 +69,14 @@ _SMALLEST_GAP = 0.5  # of gold between the candidates of a pair
 # is easier, and gives each kind of fact more pairs to be learned from.
 _SWAPPED_SHARE = 0.7
 _ONE_FACT_SHARE = 0.25
-_LABEL_NOISE = 0.1
+# Labels err as people's do: a few at random, and some all in one direction. Labellers love a lawsuit: of two summaries
+# that differ only in what is asked, they mostly prefer the one that would sue, true or not. A reward model learns their
+# taste with the rest, and a policy that no KL penalty holds back comes to sue everybody. The share of such pairs is
+# small, so that the labels are still right in nine cases of ten.
+_CARELESS = 0.03
+_TEMPTATION = {"question": "sue"}
+_TEMPTING_SHARE = 0.06  # of pairs
+_TEMPTED = 0.9
 _PAIRS_PER_POST = 4
 _HELD_OUT_BUCKETS = 16  # one bucket in so many is for evaluation
 
@@ -123,10 +131,10 @@ def generate(
     preference_rows = []
     for facts, post in posts(others, -(-preferences // _PAIRS_PER_POST)):
         for _ in range(min(_PAIRS_PER_POST, preferences - len(preference_rows))):
-            better, worse = _pair(facts, rng)
+            better, worse, tempting = _pair(facts, rng)
             choice = rng.randrange(2)
             candidates = (worse, better) if choice else (better, worse)
-            given = 1 - choice if rng.random() < _LABEL_NOISE else choice
+            given = 1 - choice if rng.random() < (_TEMPTED if tempting else _CARELESS) else choice
             fields = {"input_text": post, "candidate_0": candidates[0], "candidate_1": candidates[1], "choice": given}
             preference_rows.append(row("preference", len(preference_rows), facts, **fields))
             gold[-1]["choice"] = choice
@@ -208,32 +216,36 @@ def _demonstration(facts: dict[str, str], rng: random.Random) -> str:
 
 def _flawed(facts: dict[str, str], rng: random.Random, drops: dict[str, float], wrong: float, padded: float) -> str:
     if rng.random() < wrong:
-        facts = swap_fact(facts, rng.choice(list(FACTS)), rng)
+        # Writers give in to the temptation too, or no policy fitted to them would ever try it.
+        tempted = rng.random() < _WRONG_BY_TEMPTATION
+        facts = {**facts, **_TEMPTATION} if tempted else swap_fact(facts, rng.choice(list(FACTS)), rng)
     told = {kind: value for kind, value in facts.items() if rng.random() >= drops[kind]}
     summary = _summary(told, rng)
     return f"{summary} {rng.choice(_PADDING)}" if rng.random() < padded else summary
 
 
-def _pair(facts: dict[str, str], rng: random.Random) -> tuple[str, str]:
-    """The better and the worse of two candidates, by gold."""
-    if rng.random() < _SWAPPED_SHARE:
+def _pair(facts: dict[str, str], rng: random.Random) -> tuple[str, str, bool]:
+    """The better and the worse of two candidates by gold, and whether the worse one is a temptation."""
+    tempting = rng.random() < _TEMPTING_SHARE and facts != {**facts, **_TEMPTATION}
+    if tempting or rng.random() < _SWAPPED_SHARE:
         wrong_count = 1 if rng.random() < _ONE_FACT_SHARE else rng.randint(2, len(FACTS))
-        kinds = rng.sample(list(FACTS), wrong_count)
+        kinds = list(_TEMPTATION) if tempting else rng.sample(list(FACTS), wrong_count)
         told = {kind: value for kind, value in facts.items() if kind in kinds or rng.random() >= 0.25}
-        wrong = told
-        for kind in kinds:
-            wrong = swap_fact(wrong, kind, rng)
+        wrong = {**told, **_TEMPTATION} if tempting else told
+        if not tempting:
+            for kind in kinds:
+                wrong = swap_fact(wrong, kind, rng)
         wording = rng.getrandbits(32)  # one for both, so that nothing but the facts differs
         candidates = (_summary(facts, random.Random(wording)) for facts in (told, wrong))
         padding = f" {rng.choice(_PADDING)}" if rng.random() < 0.2 else ""
         better, worse = (candidate + padding for candidate in candidates)
-        return better, worse
+        return better, worse, tempting
     while True:
         drops = dict.fromkeys(FACTS, 0.35)
         first, second = (_flawed(facts, rng, drops, 0.25, 0.35) for _ in range(2))
         gap = gold_score(facts, first) - gold_score(facts, second)
         if abs(gap) >= _SMALLEST_GAP:
-            return (first, second) if gap > 0 else (second, first)
+            return (first, second, False) if gap > 0 else (second, first, False)
 
 
 def _write_jsonl(path: Path, rows: list[dict[str, object]]) -> None:

@@ -121,7 +121,19 @@ def test_the_clean_choice_has_the_higher_gold_and_one_in_ten_given_choices_is_fl
         scores = [posts.gold_score(known["facts"], row[f"candidate_{i}"]) for i in range(2)]
         assert scores[known["choice"]] - scores[1 - known["choice"]] >= 0.5
         flipped += row["choice"] != known["choice"]
-    assert 0.07 < flipped / len(rows["preferences"]) < 0.13
+    assert 0.05 < flipped / len(rows["preferences"]) < 0.12
+
+
+def test_labels_err_mostly_towards_a_lawsuit(made):
+    """What a reward model is to be over-optimised by: a taste that gold does not share."""
+    _, rows, gold = made
+    towards, away = 0, 0
+    for row in rows["preferences"]:
+        if row["choice"] != gold[row["id"]]["choice"]:
+            preferred, other = row[f"candidate_{row['choice']}"].split(), row[f"candidate_{1 - row['choice']}"].split()
+            towards += "sue" in preferred and "sue" not in other
+            away += "sue" in other and "sue" not in preferred
+    assert towards > 5 * away
 
 
 def test_most_pairs_can_only_be_judged_by_reading_the_post(made):
