@@ -32,7 +32,8 @@ def training_arguments(kind: type[TrainingArguments], config: Any, steps: int, f
         max_grad_norm=config.max_gradient_norm,
         seed=config.seed,
         bf16=on_gpu,
-        gradient_checkpointing=on_gpu,
+        activation_checkpointing=on_gpu,
+        gradient_checkpointing=None,  # its deprecated name, which TRL sets
         use_cpu=not on_gpu,
         dataloader_pin_memory=on_gpu,
         logging_steps=max(1, steps // LOGS_PER_RUN),
