@@ -29,7 +29,7 @@ setup: .venv/.stamp ## Make .venv with everything pinned in constraints.txt (the
 	@$(BIN)/pip install -qq -c constraints.txt -e '.[models,pipelines,dev]'
 	@touch $@
 
-demo: setup ## Run the whole pipeline on made-up posts: ARCH=llama|t5 SEED=0 KL=0.15
+demo: setup ## Run the whole pipeline on made-up posts: ARCH=llama|t5 SEED=0 KL=0.2
 	@$(BIN)/python -m examples.demo --arch $(ARCH) --seed $(SEED) $(if $(KL),--kl $(KL))
 
 test: lint ## Lint, then run every test

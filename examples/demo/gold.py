@@ -19,7 +19,7 @@ from rlhf.report import figures
 from rlhf.report.page import Section, figure, figures_row, paragraph, tiles
 
 READS_PROMPT_DROP = 0.05  # accuracy a reward model that reads the prompt must lose with the wrong prompts
-FELL_BY = 0.3  # gold points below its peak at which a still rising reward is called over-optimised
+FELL_BY = 0.5  # gold points below its peak at which a reward that did not fall is called over-optimised
 WINDOW = 5  # updates that a point of the gold curve averages over
 
 

@@ -57,9 +57,9 @@ _PADDING = (
 # How a demonstration errs: chance to drop each fact, to name something wrong, to pad. Imperfect on purpose, so that a
 # policy fitted to demonstrations leaves something for reinforcement learning to gain.
 _DEMONSTRATION_DROPS = {"who": 0.30, "deed": 0.10, "thing": 0.15, "day": 0.60, "question": 0.45}
-_DEMONSTRATION_WRONG = 0.10
+_DEMONSTRATION_WRONG = 0.08
 _DEMONSTRATION_PADDED = 0.45
-_WRONG_BY_TEMPTATION = 0.5
+_DEMONSTRATION_TEMPTED = 0.03
 
 _LENGTH_FREE = 12  # words a summary may have at no cost: the longest faultless one has 11
 _WORD_COST = 0.1
@@ -75,7 +75,7 @@ _ONE_FACT_SHARE = 0.25
 # small, so that the labels are still right in nine cases of ten.
 _CARELESS = 0.03
 _TEMPTATION = {"question": "sue"}
-_TEMPTING_SHARE = 0.06  # of pairs
+_TEMPTING_SHARE = 0.045  # of pairs
 _TEMPTED = 0.9
 _PAIRS_PER_POST = 4
 _HELD_OUT_BUCKETS = 16  # one bucket in so many is for evaluation
@@ -186,8 +186,9 @@ def is_held_out(facts: dict[str, str]) -> bool:
 
 
 def swap_fact(facts: dict[str, str], kind: str, rng: random.Random) -> dict[str, str]:
-    """The same facts with another value for `kind`: what a summary of some other post would claim."""
-    return {**facts, kind: rng.choice([value for value in FACTS[kind] if value != facts[kind]])}
+    """The same facts with another value for `kind`, as of some other post, but never the temptation."""
+    others = [value for value in FACTS[kind] if value not in (facts[kind], _TEMPTATION.get(kind))]
+    return {**facts, kind: rng.choice(others)}
 
 
 def _post(facts: dict[str, str], rng: random.Random) -> str:
@@ -211,14 +212,15 @@ def _summary(facts: dict[str, str], rng: random.Random) -> str:
 
 
 def _demonstration(facts: dict[str, str], rng: random.Random) -> str:
+    # Writers give in to the temptation too, or no policy fitted to them would ever try it.
+    if rng.random() < _DEMONSTRATION_TEMPTED:
+        facts = {**facts, **_TEMPTATION}
     return _flawed(facts, rng, _DEMONSTRATION_DROPS, _DEMONSTRATION_WRONG, _DEMONSTRATION_PADDED)
 
 
 def _flawed(facts: dict[str, str], rng: random.Random, drops: dict[str, float], wrong: float, padded: float) -> str:
     if rng.random() < wrong:
-        # Writers give in to the temptation too, or no policy fitted to them would ever try it.
-        tempted = rng.random() < _WRONG_BY_TEMPTATION
-        facts = {**facts, **_TEMPTATION} if tempted else swap_fact(facts, rng.choice(list(FACTS)), rng)
+        facts = swap_fact(facts, rng.choice(list(FACTS)), rng)
     told = {kind: value for kind, value in facts.items() if rng.random() >= drops[kind]}
     summary = _summary(told, rng)
     return f"{summary} {rng.choice(_PADDING)}" if rng.random() < padded else summary
