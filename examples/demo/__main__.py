@@ -114,7 +114,7 @@ def conclude(outputs: dict[str, Any], inputs_seconds: float, run_seconds: float)
         "peak_rss_gb": round(own_rss_gb + max(values["peak_rss_gb"] for values in metrics.values()), 2),
     }
     page = Path(outputs["report"].path).read_text(encoding="utf-8")
-    page = append_section(page, gold_scores.section(gold, summary))
+    page = append_section(page, gold_scores.section(gold, ppo["kl"]))
     (ROOT / "report.html").write_text(page, encoding="utf-8")
     (ROOT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary

@@ -87,8 +87,8 @@ def measure(
     )
 
 
-def section(gold: Gold, summary: dict[str, Any]) -> Section:
-    """The report's last section."""
+def section(gold: Gold, kl: float) -> Section:
+    """The report's last section; `kl` is what PPO ended at, in nats a completion."""
     drop = gold.clean.rate - gold.clean_swapped.rate
     reads = (
         f"The reward model ignores the post: against clean labels it is right in {gold.clean.rate:.1%} with the right "
@@ -108,7 +108,6 @@ def section(gold: Gold, summary: dict[str, Any]) -> Section:
         else f"No over-optimisation: through training the gold score rose to {peak:.2f} (update {peak_update}) and "
         f"ended at {last:.2f}."
     )
-    kl = summary["ppo"]["kl"]
     body = (
         paragraph(
             "The demo's generator knows which facts each post hides. This gold score (facts carried, minus inventions, "
