@@ -76,7 +76,7 @@ _ONE_FACT_SHARE = 0.25
 _CARELESS = 0.03
 _TEMPTATION = {"question": "sue"}
 _TEMPTING_SHARE = 0.045  # of pairs
-_TEMPTED = 0.9
+_TEMPTED = 0.8
 _PAIRS_PER_POST = 4
 _HELD_OUT_BUCKETS = 16  # one bucket in so many is for evaluation
 

@@ -19,7 +19,7 @@ class RewardModel:
     A causal model reads prompt, response and EOS as one sequence and is scored at its last token. An encoder reads
     them as a text pair, with one separator put there by its tokenizer; an encoder-decoder as two texts, EOS after
     each. Scores are shifted by a
-    constant that is part of the model, so that reference responses average 0.
+    constant that is part of the model, so that held-out chosen responses average 0.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None):
