@@ -59,7 +59,7 @@ _PADDING = (
 _DEMONSTRATION_DROPS = {"who": 0.30, "deed": 0.10, "thing": 0.15, "day": 0.60, "question": 0.45}
 _DEMONSTRATION_WRONG = 0.08
 _DEMONSTRATION_PADDED = 0.45
-_DEMONSTRATION_TEMPTED = 0.03
+_DEMONSTRATION_TEMPTED = 0.015
 
 _LENGTH_FREE = 12  # words a summary may have at no cost: the longest faultless one has 11
 _WORD_COST = 0.1
