@@ -16,6 +16,7 @@ from pipelines import local, params, rlhf
 from pipelines.placement.local import place
 
 ROOT = Path("build/demo")  # as in the parameter files beside this one
+UNLEASHED = 2  # times as many updates without the KL penalty: it takes some to find what the reward model overrates
 
 
 def main() -> int:
@@ -27,13 +28,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__)
     parser.add_argument("--arch", choices=("llama", "t5"), default="llama", help="policy (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of data, models and training (default: %(default)s)")
-    parser.add_argument("--kl", type=float, help="kl_coeff (default: the parameter file's); 0 shows over-optimisation")
+    parser.add_argument(
+        "--kl", type=float, help="kl_coeff (default: the parameter file's); 0: twice the updates, over-optimised"
+    )
     given = parser.parse_args()
     started = time.monotonic()
     try:
         values = params.read(Path(__file__).with_name(f"{given.arch}.yaml")) | {"seed": given.seed}
         if given.kl is not None:
             values["kl_coeff"] = given.kl
+        if given.kl == 0:
+            values["reinforcement_learning_train_steps"] *= UNLEASHED
         pipeline = rlhf.build(place)
         arguments, _ = params.check(values, pipeline)
         make_inputs(given.arch, given.seed)

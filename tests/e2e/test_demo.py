@@ -11,6 +11,7 @@ import yaml
 
 from examples.demo import gold as gold_scores
 from examples.demo import posts
+from examples.demo.__main__ import UNLEASHED
 from pipelines import params
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,7 +87,8 @@ def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(l
             "reward_model": str(stages / "reward-trainer/reward_model"),
         },
         "outputs": {name: str(tmp_path / name) for name in ("tuned_policy", "samples", "report", "tensorboard")},
-        "options": values["ppo"] | {"train_steps": values["reinforcement_learning_train_steps"], "kl_coeff": 0.0},
+        "options": values["ppo"]
+        | {"train_steps": UNLEASHED * values["reinforcement_learning_train_steps"], "kl_coeff": 0.0},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     run(llama_demo, "rlhf.ppo_trainer", "--config", str(tmp_path / "job.yaml"))
