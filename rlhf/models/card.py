@@ -37,7 +37,9 @@ class ModelCard(BaseModel):
     versions: dict[str, str] = Field(default_factory=_installed_versions, description="Package: version.")
     training: dict[str, float] = Field(default_factory=dict, description="Summary of the training by measure.")
     score_shift: float = Field(
-        0.0, allow_inf_nan=False, description="Added to a reward model's raw scores so that held-out chosen responses average 0."
+        0.0,
+        allow_inf_nan=False,
+        description="Added to a reward model's raw scores so that held-out chosen responses average 0.",
     )
 
     def save(self, folder: str | Path) -> None:
