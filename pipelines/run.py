@@ -28,6 +28,7 @@ def main() -> int:
         arguments, warnings = params.check(values, pipeline)
         for warning in warnings:
             print(f"warning: {warning}")
+        (out / "report.html").unlink(missing_ok=True)  # a run that fails must not leave an older verdict behind
         outputs = local.run(pipeline, arguments, out)
     except params.ParameterError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)

@@ -105,7 +105,10 @@ def main(stage: str, config: type[StageConfig], run: Callable[..., dict[str, flo
                 job = yaml.safe_load(file)
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-        metrics = run(config.parse(_part(job, "options", path), "options"), **_paths(job, run, path))
+        settings, paths = config.parse(_part(job, "options", path), "options"), _paths(job, run, path)
+        for output in _part(job, "outputs", path).values():
+            Path(output).parent.mkdir(parents=True, exist_ok=True)
+        metrics = run(settings, **paths)
     for name, value in metrics.items():
         say(stage, f"{name} {value:.6g}")
 

@@ -29,7 +29,7 @@ def ppo_trainer(
         reward_model: Scores each completion.
         tuned_policy: Hugging Face folder with `rlhf.json`.
         samples: JSON lines `update, id, completion, score, kl` of episodes through training.
-        report: Reward, KL and losses over training, and samples.
+        report: Reward, KL, length and entropy over training, and samples.
         metrics: Reward before and after, and KL to the policy it started from.
         tensorboard: Event files with `reward`, `kl_loss`, `rl_loss`, `learning_rate` and `ppo/...`.
         train_steps: Updates; each samples a batch of episodes and trains on it.

@@ -26,7 +26,7 @@ def sft_trainer(
         base_model: Hugging Face id, path, URI or short name of a causal or encoder-decoder model.
         policy: Hugging Face folder with `rlhf.json`, or a reference to the base model.
         report: Loss and learning rate over training.
-        metrics: Last losses, and the number of rows and tokens seen.
+        metrics: Last loss, steps, number of rows, and the shares that were cut.
         tensorboard: Event files with `sft/loss` and `learning_rate`.
         seed: Seeds the order of the data.
         options: Further options, by the names in `rlhf.sft_trainer.config`.

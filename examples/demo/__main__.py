@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -41,6 +42,7 @@ def main() -> int:
             values["reinforcement_learning_train_steps"] *= UNLEASHED
         pipeline = rlhf.build(place)
         arguments, _ = params.check(values, pipeline)
+        forget_last_run()
         make_inputs(given.arch, given.seed)
         made = time.monotonic()
         outputs = local.run(pipeline, arguments, ROOT / "run")
@@ -63,6 +65,13 @@ def main() -> int:
         f"report: {ROOT / 'report.html'}\nsummary: {ROOT / 'summary.json'}"
     )
     return 0
+
+
+def forget_last_run() -> None:
+    """A run that fails must not leave an older run's verdict behind."""
+    for name in ("report.html", "summary.json"):
+        (ROOT / name).unlink(missing_ok=True)
+    shutil.rmtree(ROOT / "run", ignore_errors=True)
 
 
 def make_inputs(arch: str, seed: int) -> None:

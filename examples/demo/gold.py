@@ -101,12 +101,12 @@ def section(gold: Gold, kl: float) -> Section:
     peak_update, peak = gold.peak
     last = gold.gold_by_update[-1][1]
     optimised = (
-        f"Over-optimisation: the reward model's score kept rising, but the gold score peaked at update {peak_update} "
+        f"Over-optimisation: the reward model's score did not fall, but the gold score peaked at update {peak_update} "
         f"({peak:.2f}) and fell to {last:.2f}. The policy learned to please the reward model, not to summarise. A "
         "larger kl_coeff or fewer updates would have stopped in time."
         if gold.over_optimised
-        else f"No over-optimisation: through training the gold score rose to {peak:.2f} (update {peak_update}) and "
-        f"ended at {last:.2f}."
+        else f"No over-optimisation: the gold score was highest at update {peak_update} ({peak:.2f}) and ended at "
+        f"{last:.2f}."
     )
     body = (
         paragraph(

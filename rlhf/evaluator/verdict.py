@@ -1,4 +1,4 @@
-"""The rule that says promote or hold. ROUGE is not in it: it falls while people's preference rises (PEERS: trlx,
+"""The rule that says promote or hold. ROUGE is not in it: it falls while people's preference rises (trlx,
 Stiennon et al. 2020), so nothing is gated on it."""
 
 import math

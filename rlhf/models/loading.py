@@ -51,8 +51,7 @@ def device() -> torch.device:
 
 
 def prepare_torch(seed: int) -> None:
-    """Seed everything, ask for deterministic kernels, and use the cores this process may run on (a container's share,
-    not the machine's count)."""
+    """Seed everything, ask for deterministic kernels, and use the cores this process may run on."""
     from transformers import set_seed
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))

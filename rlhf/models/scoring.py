@@ -1,5 +1,6 @@
 """A reward model: scores of prompt and response."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,8 +27,8 @@ class RewardModel:
         self.model, self.tokenizer, self.card = model, tokenizer, card
         self.shift = card.score_shift if card else 0.0
         self.kind = kind_of(model.config)
-        limit = getattr(model.config, "max_position_embeddings", None)
-        self.max_length = min(limit or tokenizer.model_max_length, tokenizer.model_max_length)
+        # T5 has relative positions and no limit; what its tokenizer states is what it was trained at.
+        self.max_length = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -72,7 +73,7 @@ class RewardModel:
         if len(encoded["input_ids"]) > self.max_length:
             raise ModelError(
                 f"reward model: a prompt and completion of {len(encoded['input_ids'])} tokens do not fit its "
-                f"{self.max_length} positions; lower prompt_sequence_length or target_sequence_length"
+                f"{self.max_length} positions; lower prompt_sequence_length, or take a model with more"
             )
         return encoded
 

@@ -1,8 +1,8 @@
 """Options of the PPO trainer."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf.config import StageConfig
 
@@ -63,3 +63,9 @@ class PPOTrainerConfig(StageConfig):
         description="Optimiser steps skipped for a loss or gradient that is not finite, before the stage fails.",
     )
     seed: int = Field(0, ge=0, description="Seeds the order of the prompts and the sampling.")
+
+    @model_validator(mode="after")
+    def _a_minibatch_is_part_of_a_batch(self) -> Self:
+        if self.minibatch_size > self.batch_size:
+            raise ValueError(f"minibatch_size ({self.minibatch_size}) must be at most batch_size ({self.batch_size})")
+        return self

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rlhf.data.store import read_dataset
-from rlhf.errors import ConfigError, DataError
+from rlhf.errors import DataError
 from rlhf.models.card import ModelCard
 from rlhf.ppo_trainer.config import PPOTrainerConfig
 from rlhf.progress import Progress, say
@@ -43,15 +43,10 @@ def run(
         themselves), skipped_steps.
 
     Raises:
-        ConfigError: minibatch_size does not fit batch_size.
         DataError: The prompts cannot be read, or there are none.
         ModelError: A model cannot be loaded, or was made with another template.
         TrainingError: Too many optimiser steps were not finite.
     """
-    if config.minibatch_size > config.batch_size:
-        raise ConfigError(
-            f"ppo.minibatch_size: found {config.minibatch_size}, expected at most batch_size ({config.batch_size})"
-        )
     rows, manifest, template = read_dataset(prompts, "prompts")
     if not rows:
         raise DataError(f"prompts {prompts}: found no rows, expected at least one")

@@ -173,6 +173,7 @@ def _score_held_out(model: Any, pairs: list[dict], config: RewardTrainerConfig) 
     neighbour = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
     swapped = [neighbour[prompt] for prompt in prompts]
     columns = {}
+    model.shift = 0.0  # that of a model trained further no longer holds
     with Progress(STAGE, 4 * len(pairs), unit="held-out text") as progress:
         for done, (name, texts, side) in enumerate(
             (

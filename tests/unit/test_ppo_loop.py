@@ -154,13 +154,9 @@ def test_every_prompt_is_used_once_before_any_is_used_again(llama_folder):
     assert drawn[:10] != drawn[10:]
 
 
-def test_a_minibatch_larger_than_the_batch_is_refused(tmp_path):
-    config = PPOTrainerConfig(batch_size=8, minibatch_size=16)
-    paths = dict.fromkeys(
-        ("prompts", "policy", "reward_model", "tuned_policy", "samples", "report", "tensorboard"), "x"
-    )
-    with pytest.raises(ConfigError, match="minibatch_size: found 16, expected at most batch_size"):
-        ppo.run(config, **paths)
+def test_a_minibatch_larger_than_the_batch_is_refused_with_the_config():
+    with pytest.raises(ConfigError, match=r"minibatch_size \(512\) must be at most batch_size \(8\)"):
+        PPOTrainerConfig.parse({"batch_size": 8}, "ppo")
 
 
 def test_json_lines_that_were_not_finished_are_not_left_behind(tmp_path):
