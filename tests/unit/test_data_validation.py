@@ -153,7 +153,11 @@ def test_a_wrong_parameter_fails_by_name_before_any_data_is_read(options, tmp_pa
 
 
 def test_options_of_other_stages_that_are_right_pass(options, tmp_path):
-    options |= {"ppo": {"kl_coeff": 0, "batch_size": 8.0, "minibatch_size": 8}, "sft": {"epochs": 2}, "evaluation": {"seed": 1}}
+    options |= {
+        "ppo": {"kl_coeff": 0, "batch_size": 8.0, "minibatch_size": 8},
+        "sft": {"epochs": 2},
+        "evaluation": {"seed": 1},
+    }
     validate(options, tmp_path)
 
 
