@@ -104,6 +104,19 @@ def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
     return Accuracy(correct, len(pairs), ties, *_share(correct, len(pairs)))
 
 
+def ignores_prompt(accuracy: float, accuracy_swapped: float) -> bool:
+    """Whether a reward model loses at most 5 points of accuracy when pairs are read with other pairs' prompts.
+
+    Such a model judges how a completion looks, not whether it fits what was asked.
+    """
+    return accuracy - accuracy_swapped <= 0.05
+
+
+def late_mean(series: Sequence[tuple[int, float]]) -> float:
+    """Mean of the last tenth of a logged series, at least one value: where training ended, less its noise."""
+    return fmean(value for _, value in series[-max(1, len(series) // 10) :])
+
+
 def percent(share: float) -> str:
     """A share as per cent, with one decimal below 10 % and above 90 %: 0.934 is "93.4 %", with a no-break space."""
     value = 100 * share

@@ -14,11 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from examples.demo.posts import gold_score
-from rlhf.metrics import Accuracy, WinRate, accuracy, win_rate
+from rlhf.metrics import Accuracy, WinRate, accuracy, ignores_prompt, win_rate
 from rlhf.report import figures
 from rlhf.report.page import Section, figure, figures_row, paragraph, tiles
 
-READS_PROMPT_DROP = 0.05  # accuracy a reward model that reads the prompt must lose with the wrong prompts
 FELL_BY = 0.5  # gold points below its peak at which a reward that did not fall is called over-optimised
 WINDOW = 5  # updates that a point of the gold curve averages over
 
@@ -94,7 +93,7 @@ def section(gold: Gold, kl: float) -> Section:
         f"The reward model ignores the post: against clean labels it is right in {gold.clean.rate:.1%} with the right "
         f"posts and in {gold.clean_swapped.rate:.1%} with exchanged ones. It learned how a good summary looks, not "
         "whether it is true; that summaries stay faithful is owed to the policy it started from and the KL penalty."
-        if drop <= READS_PROMPT_DROP
+        if ignores_prompt(gold.clean.rate, gold.clean_swapped.rate)
         else f"The reward model reads the post: against clean labels it is right in {gold.clean.rate:.1%} with the "
         f"right posts and in {gold.clean_swapped.rate:.1%} with exchanged ones, {100 * drop:.0f} points less."
     )

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.pairs import Pair, Prediction
 from rlhf.evaluator.verdict import Verdict
-from rlhf.metrics import WinRate, percent
+from rlhf.metrics import WinRate, ignores_prompt, percent
 from rlhf.report import figures
 from rlhf.report.page import (
     Comparison,
@@ -26,7 +26,6 @@ from rlhf.report.page import (
     verdict,
 )
 
-PROMPT_MATTERS = 0.05  # a reward model that loses no more accuracy than this without the right prompt ignores it
 LENGTH_MATTERS = 0.2  # relative change of the mean length that is worth a remark
 
 Series = Sequence[tuple[int, float]]
@@ -131,7 +130,7 @@ def _prompt_sensitivity(reward_logs: Mapping[str, Series]) -> list[Remark]:
     if not right or not swapped:
         return []
     with_right, with_swapped = right[-1][1], swapped[-1][1]
-    if with_right - with_swapped <= PROMPT_MATTERS:
+    if ignores_prompt(with_right, with_swapped):
         text = (
             f"The reward model ignores the prompt: its accuracy on held-out pairs is {percent(with_right)} with the "
             f"right prompts and {percent(with_swapped)} with those of other pairs. It judges how a completion looks, "

@@ -9,13 +9,12 @@ from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.page import Evaluation, evaluation_page
 from rlhf.evaluator.pairs import Pair, read_pairs
 from rlhf.evaluator.verdict import decide
-from rlhf.metrics import ROUGE_TYPES, rouge, win_rate
+from rlhf.metrics import ROUGE_TYPES, late_mean, rouge, win_rate
 from rlhf.progress import Progress, say
 from rlhf.report.page import write_page
 from rlhf.tracking import read_scalars
 
 STAGE = "evaluator"
-KL_UPDATES = 5  # the last updates' KL is averaged over so many, for one update's mean is noisy
 
 Scalars = dict[str, list[tuple[int, float]]]
 
@@ -66,7 +65,7 @@ def run(
     wins = win_rate(before, after, config.tie_margin)
     ended_before = fmean(p.before.finish_reason == "stop" for p in pairs)
     ended_after = fmean(p.after.finish_reason == "stop" for p in pairs)
-    kl = _last(logs["ppo"].get("ppo/kl"))
+    kl = late_mean(logs["ppo"]["ppo/kl"]) if logs["ppo"].get("ppo/kl") else None
     verdict = decide(config, wins, kl, ended_before, ended_after)
 
     metrics: dict[str, float | None] = {"rows": len(pairs), "rows_with_reference": len(with_reference)}
@@ -147,7 +146,3 @@ def _score(
 
 def _scalars(folder: str | None) -> Scalars:
     return read_scalars(folder) if folder and Path(folder).is_dir() else {}
-
-
-def _last(series: list[tuple[int, float]] | None) -> float | None:
-    return fmean(value for _, value in series[-KL_UPDATES:]) if series else None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlhf.errors import TrainingError
+from rlhf.metrics import late_mean
 from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
 from rlhf.ppo_trainer import maths
@@ -86,14 +87,12 @@ def train(
                 write_sample(sample)
         result.examples.extend(samples[:EXAMPLES_PER_UPDATE])
         progress.update(update, score=scalars["ppo/score"], kl=scalars["ppo/kl"], length=scalars["ppo/length"])
-    scores = [value for _, value in result.history["ppo/score"]]
-    last = max(1, config.train_steps // 20)
     result.metrics = {
         "updates": config.train_steps,
         "episodes": config.train_steps * config.batch_size,
-        "reward_before": scores[0],
-        "reward_after": sum(scores[-last:]) / last,
-        "kl": sum(value for _, value in result.history["ppo/kl"][-last:]) / last,
+        "reward_before": result.history["ppo/score"][0][1],
+        "reward_after": late_mean(result.history["ppo/score"]),
+        "kl": late_mean(result.history["ppo/kl"]),
         "ended": result.history["ppo/ended"][-1][1],
         "skipped_steps": learner.skipped,
     }

@@ -5,12 +5,13 @@ from typing import Any
 
 from rlhf.data.store import read_dataset
 from rlhf.errors import DataError
+from rlhf.metrics import accuracy as pair_accuracy
+from rlhf.metrics import ignores_prompt
 from rlhf.models.card import ModelCard
 from rlhf.progress import Progress, say
 from rlhf.reward_trainer.config import RewardTrainerConfig
 
 STAGE = "reward_trainer"
-IGNORES_PROMPT_WITHIN = 0.05  # accuracy that a reward model which reads the prompt must lose with the wrong prompts
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
 
     Returns:
         pairs and held_out (counts), steps, score_shift, and on held-out pairs `accuracy`, its 95 % interval
-        (`accuracy_low`, `accuracy_high`) and `accuracy_prompt_swapped`.
+        (`accuracy_low`, `accuracy_high`) and `accuracy_prompt_swapped` (absent where they have one prompt only).
 
     Raises:
         DataError: The preferences cannot be read, or either split is empty.
@@ -51,7 +52,6 @@ def run(
                 f"preferences: no pairs in the split {split!r} of {len(rows)}; give more pairs with other prompts"
             )
 
-    from rlhf.metrics import accuracy
     from rlhf.models.loading import prepare_torch
     from rlhf.models.scoring import RewardModel
     from rlhf.tracking import Tracker
@@ -67,12 +67,13 @@ def run(
         history = _train(model, train, config, progress, tracker)
 
     columns = _score_held_out(model, held_out, config)
-    right = accuracy(columns["score_chosen"], columns["score_rejected"])
-    swapped = accuracy(columns["swapped_chosen"], columns["swapped_rejected"])
-    tracker.scalars(
-        config.train_steps,
-        {"reward_model/eval_accuracy": right.rate, "reward_model/accuracy_prompt_swapped": swapped.rate},
-    )
+    right = pair_accuracy(columns["score_chosen"], columns["score_rejected"])
+    # With one prompt there is no other to exchange it for.
+    exchanged = len({pair["prompt"] for pair in held_out}) > 1
+    swapped = pair_accuracy(columns["swapped_chosen"], columns["swapped_rejected"]) if exchanged else None
+    tracker.scalars(config.train_steps, {"reward_model/eval_accuracy": right.rate})
+    if swapped is not None:
+        tracker.scalars(config.train_steps, {"reward_model/accuracy_prompt_swapped": swapped.rate})
     tracker.close()
     _write_scores(scores, held_out, columns)
     metrics = {
@@ -83,9 +84,10 @@ def run(
         "accuracy": right.rate,
         "accuracy_low": right.low,
         "accuracy_high": right.high,
-        "accuracy_prompt_swapped": swapped.rate,
         "score_shift": model.shift,
     }
+    if swapped is not None:
+        metrics["accuracy_prompt_swapped"] = swapped.rate
     model.save(
         reward_model,
         ModelCard(
@@ -202,17 +204,9 @@ def _report(path: str, metrics: dict[str, float], history: dict, columns: dict[s
     from rlhf.report import figures
     from rlhf.report.page import Page, Section, figure, paragraph, table, write_page
 
-    drop = metrics["accuracy"] - metrics["accuracy_prompt_swapped"]
-    reads = (
-        "The reward model ignores the prompt: with another pair's prompt it is as often right as with the right one. "
-        "Its scores say how a response looks, not whether it fits the prompt."
-        if drop <= IGNORES_PROMPT_WITHIN
-        else "The reward model reads the prompt: with another pair's prompt it is right less often."
-    )
     accuracy = paragraph(
         f"On {metrics['held_out']:,} held-out pairs the chosen response scores higher in {metrics['accuracy']:.1%} "
-        f"(95 % interval {metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}). With prompts exchanged "
-        f"between pairs it is {metrics['accuracy_prompt_swapped']:.1%}, a drop of {100 * drop:.1f} points. {reads}"
+        f"(95 % interval {metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}). {_prompt_in_words(metrics)}"
     )
     loss = history["rank_loss"]
     curves = figure(
@@ -239,3 +233,17 @@ def _report(path: str, metrics: dict[str, float], history: dict, columns: dict[s
         Section("Training", curves + numbers, "training"),
     ]
     write_page(path, Page("Reward trainer", "Pairwise reward model", sections))
+
+
+def _prompt_in_words(metrics: dict[str, float]) -> str:
+    if "accuracy_prompt_swapped" not in metrics:
+        return "They all have one prompt, so whether the reward model reads it is not known."
+    right, swapped = metrics["accuracy"], metrics["accuracy_prompt_swapped"]
+    found = (
+        f"With prompts exchanged between pairs it is {swapped:.1%}, a drop of {100 * (right - swapped):.1f} points. "
+    )
+    if ignores_prompt(right, swapped):
+        return found + (
+            "The reward model ignores the prompt: its scores say how a response looks, not whether it fits the prompt."
+        )
+    return found + "The reward model reads the prompt."

@@ -7,6 +7,7 @@ from typing import Any
 
 from rlhf.data.store import read_dataset
 from rlhf.errors import DataError
+from rlhf.metrics import late_mean
 from rlhf.models.card import ModelCard
 from rlhf.progress import Progress, say
 from rlhf.sft_trainer.config import SFTTrainerConfig
@@ -67,7 +68,7 @@ def run(
         "steps": steps,
         "prompts_cut": prompts_cut / len(examples),
         "completions_cut": completions_cut / len(examples),
-        "loss": _tail_mean(history["sft/loss"]),
+        "loss": late_mean(history["sft/loss"]),
     }
     model.save(
         policy,
@@ -148,11 +149,6 @@ def _silence(trainer: Any) -> None:
     from transformers import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
-
-
-def _tail_mean(series: list[tuple[int, float]], share: float = 0.1) -> float:
-    tail = [value for _, value in series[-max(1, round(len(series) * share)) :]]
-    return sum(tail) / len(tail)
 
 
 def _report(path: str, metrics: dict[str, float], loss: list[tuple[int, float]]) -> None:

@@ -247,7 +247,7 @@ def test_joins_are_by_id_not_by_position(scored):
 
 
 def test_kl_is_the_mean_of_the_last_updates_and_is_part_of_the_verdict(scored):
-    scored.log("ppo_logs", {"ppo/kl": [100.0, 1.0, 2.0, 3.0, 4.0, 5.0], "ppo/score": [0.0] * 6})
+    scored.log("ppo_logs", {"ppo/kl": [100.0] * 18 + [2.0, 4.0], "ppo/score": [0.0] * 20})
     metrics = scored.run()
     assert metrics["kl"] == pytest.approx(3.0)
     assert metrics["promote"] == 1.0

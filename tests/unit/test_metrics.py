@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.metrics import accuracy, percent, rouge, win_rate
+from rlhf.metrics import accuracy, ignores_prompt, late_mean, percent, rouge, win_rate
 
 
 def real_data() -> Path:
@@ -83,3 +83,13 @@ def test_accuracy_counts_a_tie_as_wrong_and_names_it():
 )
 def test_percent_keeps_a_decimal_where_it_matters(share, text):
     assert percent(share) == text.replace(" ", "\u00a0")
+
+
+@pytest.mark.parametrize(("right", "swapped", "ignored"), [(0.83, 0.83, True), (0.83, 0.79, True), (0.83, 0.77, False)])
+def test_a_reward_model_that_loses_little_with_other_prompts_ignores_them(right, swapped, ignored):
+    assert ignores_prompt(right, swapped) is ignored
+
+
+def test_late_mean_is_over_the_last_tenth_and_never_over_nothing():
+    assert late_mean([(step, float(step)) for step in range(40)]) == pytest.approx(37.5)
+    assert late_mean([(1, 2.0), (2, 5.0)]) == 5.0

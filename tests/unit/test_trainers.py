@@ -162,6 +162,24 @@ def test_a_reward_model_that_ignores_the_prompt_is_called_out(preferences, llama
     assert "The reward model ignores the prompt" in (tmp_path / "reward.html").read_text()
 
 
+def test_with_one_held_out_prompt_nothing_is_said_about_reading_it(llama_folder, tmp_path):
+    rows = [
+        {"id": str(n), "prompt": "Which?" if n < 4 else f"Which {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"}
+        for n in range(12)
+    ]
+    write_dataset(
+        tmp_path / "pairs",
+        "preferences",
+        [{**row, "split": "eval" if n < 4 else "train"} for n, row in enumerate(rows)],
+        TEMPLATE,
+    )
+    metrics = train_reward_model(tmp_path / "pairs", llama_folder, tmp_path, train_steps=2)
+    assert metrics["held_out"] == 4
+    assert "accuracy_prompt_swapped" not in metrics
+    assert "reward_model/accuracy_prompt_swapped" not in read_scalars(tmp_path / "reward_logs")
+    assert "whether the reward model reads it is not known" in (tmp_path / "reward.html").read_text()
+
+
 def test_swapped_scores_are_those_with_another_prompt(preferences, llama_folder, tmp_path):
     from rlhf.models.scoring import RewardModel
 
