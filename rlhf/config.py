@@ -56,9 +56,13 @@ class StageConfig(BaseModel):
         name = ".".join(str(part) for part in error["loc"])
         label = f"{where}.{name}".strip(".") or cls.__name__
         if error["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(name, cls.model_fields, n=1)
+            *path, last = error["loc"]
+            known = cls
+            for part in path:
+                known = known.model_fields[part].annotation
+            close = difflib.get_close_matches(last, known.model_fields, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            return f"unknown option {label!r}: {hint}valid names are {', '.join(cls.model_fields)}"
+            return f"unknown option {label!r}: {hint}valid names are {', '.join(known.model_fields)}"
         if error["type"] == "missing":
             return f"{label}: a value is required"
         return f"{label}: found {error['input']!r}, expected: {error['msg']}"

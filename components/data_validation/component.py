@@ -16,6 +16,7 @@ def data_validation(
     demonstrations: dsl.Output[dsl.Dataset],
     quarantine: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
+    findings: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     eval_dataset: str = "",
     demonstration_dataset: str = "",
@@ -49,8 +50,9 @@ def data_validation(
         prompts: Canonical prompts: `id, prompt, reference`.
         evaluation: Canonical held-out prompts: `id, prompt, reference`.
         demonstrations: Canonical demonstrations: `id, prompt, completion`; no rows if none were given.
-        quarantine: Rows that cannot be used: `file, line, reason, field, row`.
-        report: What was found in the data, with counts and examples.
+        quarantine: Rows that cannot be used: `file, line, offset, reason, field, row`.
+        report: What was found in the data: a verdict for each check, counts, plots and examples.
+        findings: The same as JSON, for programs.
         metrics: Rows by output, quarantined share, and, where the model has a tokenizer.json, the shares of prompts
             and completions with more tokens than the sequence lengths allow.
         eval_dataset: URI of prompts to evaluate on, with human references if there are; empty holds out some of
@@ -127,6 +129,7 @@ def data_validation(
                 demonstrations=demonstrations.path,
                 quarantine=quarantine.path,
                 report=report.path,
+                findings=findings.path,
             )
         )
         job.describe(preferences, prompts, evaluation, demonstrations, quarantine)

@@ -1,17 +1,15 @@
 """The shapes users bring, recognised by their fields and converted to canonical rows."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from rlhf.data.sources import Row, Source
-from rlhf.errors import DataError
-
 Kind = Literal["preferences", "prompts", "demonstrations"]
+
+LONGEST_ROW_BYTES = 4 << 20
+ANNOTATOR_FIELDS = ("annotator", "annotator_id", "worker", "worker_id", "rater", "rater_id", "labeler", "labeler_id")
 
 
 class Shape(StrEnum):
@@ -41,6 +39,8 @@ class Reason(StrEnum):
     """Why a row stands in quarantine. The list is closed; `MEANINGS` explains each."""
 
     NOT_JSON = "not_json"
+    TOO_LONG = "too_long"
+    DUPLICATE_FIELD = "duplicate_field"
     MISSING_FIELD = "missing_field"
     NOT_TEXT = "not_text"
     BLANK_PROMPT = "blank_prompt"
@@ -49,10 +49,15 @@ class Reason(StrEnum):
     EQUAL_CANDIDATES = "equal_candidates"
     BAD_CHOICE = "bad_choice"
     SEVERAL_TURNS = "several_turns"
+    DUPLICATE = "duplicate"
+    CONTRADICTORY = "contradictory"
+    SHARED_PROMPT = "shared_prompt"
 
 
 MEANINGS = {
-    Reason.NOT_JSON: "not a JSON object",
+    Reason.NOT_JSON: "not a JSON object, or nested too deep to be read",
+    Reason.TOO_LONG: f"the row has more than {LONGEST_ROW_BYTES:,} bytes: line breaks are missing, or it is no text",
+    Reason.DUPLICATE_FIELD: "a field stands in the row twice, so that one of its values would be lost",
     Reason.MISSING_FIELD: "a field needed for this dataset is not there, or is null",
     Reason.NOT_TEXT: "something else, or half a character (a lone surrogate), where text belongs",
     Reason.BLANK_PROMPT: "the prompt, its post or its last message is empty or only whitespace",
@@ -61,6 +66,9 @@ MEANINGS = {
     Reason.EQUAL_CANDIDATES: "both candidates are the same, whitespace around them aside",
     Reason.BAD_CHOICE: "choice is not the number 0 or 1",
     Reason.SEVERAL_TURNS: "a candidate is a conversation, not one reply",
+    Reason.DUPLICATE: "the row before says the same, and duplicates are to be quarantined",
+    Reason.CONTRADICTORY: "other rows label the same candidates the other way, and such are to be quarantined",
+    Reason.SHARED_PROMPT: "the prompt is also evaluated on, and such are to be quarantined",
 }
 
 
@@ -73,98 +81,9 @@ class Unfit(Exception):
         self.field = field
 
 
-@dataclass
-class FileCount:
-    """Where a file's rows went: read = kept + quarantined."""
-
-    read: int = 0
-    kept: int = 0
-    quarantined: int = 0
-
-
-@dataclass
-class Converted:
-    """What became of a source."""
-
-    parameter: str
-    shape: Shape | None = None
-    """None where no row is a JSON object."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    """Canonical, with `id`, in the order read; preferences without `split` as yet."""
-    quarantined: list[dict[str, Any]] = field(default_factory=list)
-    """file, line, reason, field (empty where no single one is at fault), row (whole)."""
-    counts: dict[str, FileCount] = field(default_factory=dict)
-    """By file, in the order read."""
-    repeated_ids: int = 0
-    """Rows whose own id another row already had, so that a counter was added."""
-
-
-def convert_source(source: Source, kind: Kind, suffix: str | None, tick: Callable[[int], None]) -> Converted:
-    """Read a source and convert every row, or put it in quarantine with a reason.
-
-    Args:
-        source: Where the rows are.
-        kind: What they are for.
-        suffix: How prompts end, where that is known already.
-        tick: Called with the number of rows read so far, for progress.
-
-    Raises:
-        DataError: A file cannot be read (see `Source.rows`), no row has a known shape, or two shapes are mixed.
-    """
-    result = Converted(source.parameter, counts={file: FileCount() for file in source.files})
-    ids = _Ids()
-    seen: Row | None = None
-    undecided: list[Row] = []
-
-    def place(row: Row) -> None:
-        try:
-            canonical = convert(row.value, result.shape, kind, suffix)
-        except Unfit as unfit:
-            quarantine(row, unfit)
-        else:
-            result.rows.append({"id": ids.give(row.value, canonical), **canonical})
-            result.counts[row.file].kept += 1
-
-    def quarantine(row: Row, unfit: Unfit) -> None:
-        result.quarantined.append(
-            {"file": row.file, "line": row.line, "reason": str(unfit.reason), "field": unfit.field, "row": row.text}
-        )
-        result.counts[row.file].quarantined += 1
-
-    for number, row in enumerate(source.rows(), 1):
-        result.counts[row.file].read += 1
-        tick(number)
-        if not isinstance(row.value, dict):
-            quarantine(row, Unfit(Reason.NOT_JSON))
-            continue
-        shape = recognise(row.value)
-        if shape is None:
-            undecided.append(row)
-        elif seen is not None and shape != result.shape:
-            raise DataError(
-                f"{source.parameter}: two shapes in one source: {result.shape} at {seen.file}:{seen.line} and {shape} "
-                f"at {row.file}:{row.line}; convert one of them"
-            )
-        else:
-            seen, result.shape = seen or row, shape
-            place(row)
-    if undecided and result.shape is None:
-        row = undecided[0]
-        known = "; ".join(f"{shape}: {fields}" for shape, fields in FIELDS.items())
-        raise DataError(
-            f"{source.parameter}: {row.file}:{row.line}: found the fields {', '.join(row.value) or '(none)'}, expected "
-            f"one of these shapes: {known}"
-        )
-    for row in undecided:
-        place(row)
-    result.repeated_ids = ids.repeated
-    for file, count in result.counts.items():
-        assert count.read == count.kept + count.quarantined, f"{file}: rows were lost: {count}"
-    return result
-
-
 def recognise(row: dict[str, Any]) -> Shape | None:
-    """The shape of a row by its fields; None where they fit none, or too few are there to tell."""
+    """The shape of a row by its fields, null ones aside; None where they fit none, or too few are there to tell."""
+    row = {name: value for name, value in row.items() if value is not None}
     if "summaries" in row:
         return Shape.OPENAI_COMPARISONS
     if "prompt" in row or isinstance(row.get("chosen"), list):
@@ -182,6 +101,54 @@ def recognise(row: dict[str, Any]) -> Shape | None:
     if "rejected" in row and _ASSISTANT in str(row.get("chosen")):
         return Shape.HH_RLHF
     return None
+
+
+def parse(text: str) -> dict[str, Any]:
+    """A row's JSON object.
+
+    Raises:
+        Unfit: The text is longer than `LONGEST_ROW_BYTES`, no JSON object, or has a field twice.
+    """
+    if len(text) > LONGEST_ROW_BYTES or len(text.encode(errors="replace")) > LONGEST_ROW_BYTES:
+        raise Unfit(Reason.TOO_LONG)
+    try:
+        value = json.loads(text, object_pairs_hook=_unambiguous)
+    except (ValueError, RecursionError):
+        raise Unfit(Reason.NOT_JSON) from None
+    if not isinstance(value, dict):
+        raise Unfit(Reason.NOT_JSON)
+    return value
+
+
+def is_cut_off(text: str) -> bool:
+    """Whether a text that is no JSON is the beginning of an object."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return text.startswith("{") and (error.pos >= len(text.rstrip()) or not text.endswith("}"))
+    except RecursionError:
+        return False
+    return False
+
+
+def own_id(row: dict[str, Any]) -> str | None:
+    """The row's `id`, where it is printable text or a whole number."""
+    value = row.get("id")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) and value.strip() and value.isprintable() else None
+
+
+def chosen_position(row: dict[str, Any]) -> int | None:
+    """0 or 1: which of the two candidates as laid out was chosen; None where the layout names the chosen one."""
+    last = row["messages"][-1] if isinstance(row.get("messages"), list) and row["messages"] else {}
+    choice = (last if isinstance(last, dict) and "candidate_0" in last else row).get("choice")
+    return int(choice) if isinstance(choice, int | float) and choice in (0, 1) else None
+
+
+def annotator_field(row: dict[str, Any]) -> str | None:
+    """The field that says who chose, by the names that published datasets give it."""
+    return next((name for name in ANNOTATOR_FIELDS if isinstance(row.get(name), str | int)), None)
 
 
 def convert(row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = None) -> dict[str, Any]:
@@ -211,6 +178,23 @@ def convert(row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = 
 
 # What prompts end in and candidates sometimes begin with: "TL;DR:", "[summary]:", "Answer:".
 _BARE_MARKER = re.compile(r"\[\w+\]:|tl;?dr:?|[\w;]{1,20}:", re.IGNORECASE)
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        if twice in _USED_FIELDS:
+            raise Unfit(Reason.DUPLICATE_FIELD, twice)
+    return row
+
+
+_USED_FIELDS = {
+    *("input_text", "output_text", "candidate_0", "candidate_1", "choice", "messages", "author", "role", "content"),
+    *("context", "prompt", "chosen", "rejected", "completion", "label", "info", "summaries", "text", "post", "article"),
+    *("title", "subreddit", "summary", "id", *ANNOTATOR_FIELDS),
+}
 
 
 def _need(row: dict[str, Any], name: str) -> Any:
@@ -279,7 +263,7 @@ def _trl(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     prompt = {"prompt": _text(row, "prompt")}
     if kind == "preferences":
         return prompt | {"chosen": _text(row, "chosen"), "rejected": _text(row, "rejected")}
-    return prompt | _answer(row, "label" if "completion" not in row and "label" in row else "completion", kind)
+    return prompt | _answer(row, "label" if row.get("completion") is None and "label" in row else "completion", kind)
 
 
 def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
@@ -405,25 +389,3 @@ def _common(one: Sequence[Any], other: Sequence[Any]) -> int:
     """How many items both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
-
-
-class _Ids:
-    """Gives each row an id of its own: its `id`, or a hash of its content; with a counter where that is taken."""
-
-    def __init__(self):
-        self._uses: dict[str, int] = {}
-        self.repeated = 0
-
-    def give(self, row: dict[str, Any], canonical: dict[str, Any]) -> str:
-        own = row.get("id")
-        if isinstance(own, str) and own.strip() and own.isprintable():
-            name = own
-            self.repeated += name in self._uses
-        else:
-            name = hashlib.sha256(json.dumps(list(canonical.values())).encode()).hexdigest()[:16]
-        unique = name
-        while unique in self._uses:
-            self._uses[name] += 1
-            unique = f"{name}-{self._uses[name]}"
-        self._uses[unique] = 1
-        return unique

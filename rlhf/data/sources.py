@@ -1,4 +1,7 @@
-"""Reading the user's files: from URIs to rows, naming what stands in a file that is not the data it is called."""
+"""Reading the user's files: from URIs to blocks of rows, naming what stands in a file that is not the data it says.
+
+Nothing is parsed here beyond what tells rows apart: `rlhf.data.intake` does that.
+"""
 
 import contextlib
 import gzip
@@ -7,29 +10,62 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from rlhf.data.parallel import ordered_map
 from rlhf.errors import DataError
+
+BLOCK_BYTES = 8 << 20  # rows are read, parsed and checked so much at a time
+LONGEST_LINE_BYTES = 256 << 20
+ROWS_PER_PARQUET_BLOCK = 4096
+FILES_AT_ONCE = 16  # small files fetched ahead: a store answers each after a while, however small
 
 _EXTENSIONS = (".jsonl", ".json", ".parquet")
 _UTF8_BOM = b"\xef\xbb\xbf"
 
 
-class Row(NamedTuple):
-    """One row as it stands in a file."""
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows, not parsed: as JSON texts, or as columns of a Parquet file."""
 
-    file: str
-    line: int
+    file: pa.Int32Array
+    """Position in `Source.files`."""
+    line: pa.Int64Array
     """From 1: the line of JSON lines, the element of a JSON array, the row of a Parquet file."""
-    text: str
-    """The row whole: its line, or as JSON where the file holds no lines."""
-    value: Any
-    """Parsed; None where `text` is not JSON."""
+    offset: pa.Int64Array
+    """Bytes before the row in its file, unpacked; null where the file holds no lines."""
+    text: pa.StringArray | None
+    """Each row's JSON, perhaps with its line break; None for Parquet."""
+    columns: pa.RecordBatch | None = None
+
+    def __len__(self) -> int:
+        return len(self.line)
+
+    def row_text(self, index: int) -> str:
+        """The row whole: its line, or as JSON where the file holds no lines."""
+        if self.text is not None:
+            return self.text[index].as_py().rstrip("\r\n")
+        return as_json(self.row_value(index))
+
+    def row_value(self, index: int) -> Any:
+        """A row of Parquet as a dict."""
+        return self.columns.slice(index, 1).to_pylist()[0]
+
+    def slice(self, start: int, length: int) -> "Block":
+        """The rows from `start` on, at most `length`."""
+        return Block(
+            *(None if part is None else part.slice(start, length) for part in (self.file, self.line, self.offset)),
+            None if self.text is None else self.text.slice(start, length),
+            None if self.columns is None else self.columns.slice(start, length),
+        )
 
 
 class Source:
@@ -53,49 +89,51 @@ class Source:
         for uri in (part.strip() for part in uris.split(",")):
             for file, fs, path, size in self._find(uri):
                 if file in self._files:
-                    raise self._error(file, "is named twice, its rows would count double")
+                    raise self.error(file, "is named twice, its rows would count double")
                 if not file.split("?")[0].lower().removesuffix(".gz").endswith(_EXTENSIONS):
-                    raise self._error(file, "unknown kind of file, expected .jsonl, .json or .parquet, each also .gz")
+                    raise self.error(file, "unknown kind of file, expected .jsonl, .json or .parquet, each also .gz")
                 self._files[file], self._sizes[file] = (fs, path), size
+        self.files = list(self._files)
+        """The files' names, in the order they are read."""
         self.size = sum(self._sizes.values())
 
-    @property
-    def files(self) -> list[str]:
-        """The files' names, in the order they are read."""
-        return list(self._files)
-
-    def rows(self) -> Iterator[Row]:
-        """Every row of every file; a blank line is none.
+    def blocks(self) -> Iterator[Block]:
+        """Every row of every file, in order; a blank line is none. Rows of small files come together in one block.
 
         Raises:
             DataError: A file cannot be read, is cut off, empty, not UTF-8, a web page or a git-LFS pointer. The message
                 names the parameter, the file and, where there is one, the line.
         """
-        before = 0
-        for file, (fs, path) in self._files.items():
-            with contextlib.closing(self._open(file, fs, path)) as stored:
-                empty = True
-                try:
-                    for row in self._rows_of(file, stored):
-                        empty = False
-                        self.bytes_read = before + stored.tell()
-                        yield row
-                except (EOFError, zlib.error) as error:
-                    raise self._error(file, "its gzip data is cut off or damaged; copy the file again") from error
-                except pa.ArrowException as error:
-                    raise self._error(file, f"cannot be read as Parquet ({_one_line(error)})") from error
-                except DataError:
-                    raise
-                except Exception as error:  # each file system's client has exceptions of its own
-                    if isinstance(fs, LocalFileSystem) and not isinstance(error, OSError):
-                        raise
-                    raise self._error(file, f"cannot be read ({type(error).__name__}: {_one_line(error)})") from error
-                if empty:
-                    raise self._error(file, "is empty, expected at least one row")
-            before += self._sizes[file]
+        few: list[Block] = []
+        size = 0
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            opened = ordered_map(pool, self._open, enumerate(self.files), FILES_AT_ONCE)
+            for index, data in opened:
+                for block in self._blocks_of(index, data):
+                    if block.text is None:
+                        yield from _joined(few)
+                        yield block
+                        few, size = [], 0
+                        continue
+                    few.append(block)
+                    size += block.text.nbytes
+                    if size >= BLOCK_BYTES:
+                        yield from _joined(few)
+                        few, size = [], 0
+        yield from _joined(few)
         self.bytes_read = self.size
 
-    def _error(self, place: str, what: str) -> DataError:
+    def texts(self, wanted: dict[str, set[int]]) -> Iterator[tuple[str, int, str]]:
+        """Rows again as they stand in their files: (file, line, text) of the `wanted` {file: lines}."""
+        for index, file in enumerate(self.files):
+            if file in wanted:
+                lines = pa.array(sorted(wanted[file]), pa.int64())
+                for block in self._blocks_of(*self._open((index, file))):
+                    for row in np.flatnonzero(np.isin(block.line.to_numpy(), lines.to_numpy())).tolist():
+                        yield file, block.line[row].as_py(), block.row_text(row)
+
+    def error(self, place: str, what: str) -> DataError:
+        """An error of this source, to be raised."""
         return DataError(f"{self.parameter}: {place}: {what}")
 
     def _find(self, uri: str) -> list[tuple[str, Any, str, int]]:
@@ -105,37 +143,79 @@ class Source:
         try:
             fs, path = fsspec.core.url_to_fs(uri)
         except ImportError as error:
-            raise self._error(
+            raise self.error(
                 uri, f"needs a package that is not installed where data_validation runs ({_one_line(error)})"
             ) from error
         except ValueError as error:
-            raise self._error(uri, _one_line(error)) from error
+            raise self.error(uri, _one_line(error)) from error
         try:
             exists = fs.exists(path)
             if not exists and re.search(r"[*?\[]", path):
-                paths = [match for match in sorted(fs.glob(path)) if fs.isfile(match)]
-                problem = None if paths else "this pattern matches no file"
+                found = fs.glob(path, detail=True)
+                infos = [info for _, info in sorted(found.items()) if info["type"] == "file"]
+                problem = None if infos else "this pattern matches no file"
             else:
-                paths = [path]
-                is_folder = exists and fs.isdir(path)
+                infos = [fs.info(path)] if exists else []
+                is_folder = exists and infos[0]["type"] == "directory"
                 problem = f"is a folder, expected files, such as {uri.rstrip('/')}/*.jsonl" if is_folder else None
                 problem = problem if exists else "no such file"
-            sizes = [] if problem else [fs.size(match) or 0 for match in paths]
         except Exception as error:  # each file system's client has exceptions of its own
-            raise self._error(uri, f"cannot be listed ({type(error).__name__}: {_one_line(error)})") from error
+            raise self.error(uri, f"cannot be listed ({type(error).__name__}: {_one_line(error)})") from error
         if problem:
-            raise self._error(uri, problem)
+            raise self.error(uri, problem)
         local = isinstance(fs, LocalFileSystem)
-        names = paths if local else map(fs.unstrip_protocol, paths)
-        return [(name, fs, match, size) for name, match, size in zip(names, paths, sizes, strict=True)]
+        return [
+            (info["name"] if local else fs.unstrip_protocol(info["name"]), fs, info["name"], info.get("size") or 0)
+            for info in infos
+        ]
 
-    def _open(self, file: str, fs: Any, path: str) -> IO[bytes]:
+    def _open(self, numbered: tuple[int, str]) -> tuple[int, IO[bytes]]:
+        """A small file is fetched whole, a large one opened to be read as it is needed."""
+        index, file = numbered
+        fs, path = self._files[file]
+        with self._errors(file):
+            if 0 < self._sizes[file] <= BLOCK_BYTES:
+                content = fs.cat_file(path)
+                if len(content) < self._sizes[file]:
+                    raise self.error(
+                        file,
+                        f"has {len(content):,} bytes, {self._sizes[file]:,} when it was listed; it was changed "
+                        "meanwhile, run again",
+                    )
+                return index, io.BytesIO(content)
+            return index, fs.open(path, "rb")
+
+    def _blocks_of(self, index: int, stored: IO[bytes]) -> Iterator[Block]:
+        file = self.files[index]
+        before = self.bytes_read
+        empty = True
+        with contextlib.closing(stored), self._errors(file):
+            for block in self._rows_of(index, file, stored):
+                empty = empty and not len(block)
+                self.bytes_read = before + stored.tell()
+                yield block
+        if empty:
+            raise self.error(file, "is empty, expected at least one row")
+        self.bytes_read = before + self._sizes[file]
+
+    @contextlib.contextmanager
+    def _errors(self, file: str) -> Iterator[None]:
         try:
-            return fs.open(path, "rb")
+            yield
+        except DataError:
+            raise
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise self.error(file, "its gzip data is cut off or damaged; copy the file again") from error
+        except pa.ArrowException as error:
+            raise self.error(file, f"cannot be read as Parquet ({_one_line(error)})") from error
+        except FileNotFoundError as error:
+            raise self.error(file, "was there when the files were listed and is gone; run again") from error
         except Exception as error:  # each file system's client has exceptions of its own
-            raise self._error(file, f"cannot be opened ({type(error).__name__}: {_one_line(error)})") from error
+            if isinstance(self._files[file][0], LocalFileSystem) and not isinstance(error, OSError):
+                raise
+            raise self.error(file, f"cannot be read ({type(error).__name__}: {_one_line(error)})") from error
 
-    def _rows_of(self, file: str, stored: IO[bytes]) -> Iterator[Row]:
+    def _rows_of(self, index: int, file: str, stored: IO[bytes]) -> Iterator[Block]:
         # What a file is, its first bytes say: a server may have unpacked a .gz, and an error page may bear any name.
         data: IO[bytes] = stored
         if _peek(stored, 2) == b"\x1f\x8b":
@@ -143,64 +223,126 @@ class Source:
         head = _peek(data, 4096)
         text = head.removeprefix(_UTF8_BOM).lstrip()
         if text.startswith(b"version https://git-lfs"):
-            raise self._error(file, "is a git-LFS pointer, not the data; run `git lfs pull` where it was checked out")
+            raise self.error(file, "is a git-LFS pointer, not the data; run `git lfs pull` where it was checked out")
         if text.startswith(b"<"):
-            raise self._error(f"{file}:1", "is a web page (HTML or XML), not data; download the raw file")
+            raise self.error(f"{file}:1", "is a web page (HTML or XML), not data; download the raw file")
         if head.startswith(b"PAR1"):
-            return _parquet_rows(file, data)
+            return _parquet_blocks(index, data)
         if head and file.lower().removesuffix(".gz").endswith(".parquet"):
-            raise self._error(file, "is not Parquet, though named so")
+            raise self.error(file, "is not Parquet, though named so")
         if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise self._error(f"{file}:1", "is UTF-16 text, expected UTF-8")
-        return self._array_rows(file, data) if text.startswith(b"[") else self._line_rows(file, data)
+            raise self.error(f"{file}:1", "is UTF-16 text, expected UTF-8")
+        return self._array_blocks(index, data) if text.startswith(b"[") else self._line_blocks(index, data)
 
-    def _line_rows(self, file: str, data: IO[bytes]) -> Iterator[Row]:
-        for number, line in enumerate(io.BufferedReader(data, 1 << 20), 1):  # type: ignore[type-var]
-            place = f"{file}:{number}"
-            raw = line.removeprefix(_UTF8_BOM) if number == 1 else line
-            text = self._decode(raw, place).rstrip("\r\n")
-            if not text.strip():
+    def _line_blocks(self, index: int, data: IO[bytes]) -> Iterator[Block]:
+        file = self.files[index]
+        line, offset = 1, 0
+        if _peek(data, 3) == _UTF8_BOM:
+            offset = len(data.read(3))
+        rest = b""
+        while True:
+            chunk = data.read(BLOCK_BYTES)
+            end = chunk.rfind(b"\n") + 1
+            if chunk and not end:
+                rest += chunk
+                if len(rest) > LONGEST_LINE_BYTES:
+                    raise self.error(
+                        f"{file}:{line}",
+                        f"a line of more than {LONGEST_LINE_BYTES:,} bytes, expected one JSON object per line",
+                    )
                 continue
-            if text.strip() == "{":
-                raise self._error(place, "a row spread over several lines, expected one JSON object per line")
-            try:
-                value = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                at_end = isinstance(error, json.JSONDecodeError) and error.pos >= len(text.rstrip())
-                if not line.endswith(b"\n") and text.startswith("{") and (at_end or not text.endswith("}")):
-                    raise self._error(place, "the file is cut off within this row; copy it again") from error
-                value = None
-            yield Row(file, number, text, value)
+            content = rest + chunk[:end] if chunk else rest
+            rest = chunk[end:]
+            if content:
+                block, lines = self._lines(index, file, content, line, offset)
+                yield block
+                line += lines
+                offset += len(content)
+            if not chunk:
+                return
 
-    def _array_rows(self, file: str, data: IO[bytes]) -> Iterator[Row]:
+    def _lines(self, index: int, file: str, content: bytes, line: int, offset: int) -> tuple[Block, int]:
+        """The rows of whole lines, the first of which is line `line` after `offset` bytes; and how many lines."""
+        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
+        if not content.endswith(b"\n"):
+            ends = np.append(ends, len(content))
+        starts = np.concatenate([[0], ends[:-1]])
+        text = pa.StringArray.from_buffers(
+            len(ends),
+            pa.py_buffer(np.concatenate([starts, ends[-1:]]).astype(np.int32)),
+            pa.py_buffer(content),
+        )
+        try:
+            text.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise self._not_utf8(file, content, starts, ends, line) from error
+        block = Block(
+            pa.array(np.full(len(ends), index, np.int32)),
+            pa.array(np.arange(line, line + len(ends))),
+            pa.array(starts + offset),
+            text,
+        )
+        firsts = np.frombuffer(content, np.uint8)[starts]
+        odd = np.flatnonzero((firsts <= ord(" ")) | (firsts >= 0x80))  # others are not blank
+        blank = [row for row in odd.tolist() if not content[starts[row] : ends[row]].decode().strip()]
+        if blank:
+            rows = pa.array(np.delete(np.arange(len(ends)), blank))
+            block = Block(block.file.take(rows), block.line.take(rows), block.offset.take(rows), text.take(rows))
+        return block, len(ends)
+
+    def _not_utf8(self, file: str, content: bytes, starts: np.ndarray, ends: np.ndarray, line: int) -> DataError:
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True), line):
+            try:
+                content[start:end].decode()
+            except UnicodeDecodeError as error:
+                return self.error(f"{file}:{number}", f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8")
+        return self.error(f"{file}:{line}", "a line is not UTF-8 text; save it as UTF-8")
+
+    def _array_blocks(self, index: int, data: IO[bytes]) -> Iterator[Block]:
+        file = self.files[index]
         content = data.read().removeprefix(_UTF8_BOM)
-        text = self._decode(content, file)
+        try:
+            text = content.decode()
+        except UnicodeDecodeError as error:
+            raise self.error(file, f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
         try:
             values = json.loads(text)
         except (ValueError, RecursionError) as error:
             place = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else file
-            raise self._error(place, f"a JSON array that is malformed or cut off ({_one_line(error)})") from error
-        for number, value in enumerate(values, 1):
-            yield Row(file, number, _as_json(value), value)
-
-    def _decode(self, content: bytes, place: str) -> str:
-        try:
-            return content.decode()
-        except UnicodeDecodeError as error:
-            raise self._error(place, f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
+            raise self.error(place, f"a JSON array that is malformed or cut off ({_one_line(error)})") from error
+        for start in range(0, len(values), ROWS_PER_PARQUET_BLOCK):
+            part = values[start : start + ROWS_PER_PARQUET_BLOCK]
+            yield _unlined(index, start, pa.array([as_json(value) for value in part], pa.string()))
 
 
-def _parquet_rows(file: str, data: IO[bytes]) -> Iterator[Row]:
-    if isinstance(data, gzip.GzipFile):  # Parquet is read from its end
-        data = io.BytesIO(data.read())
-    values = (value for batch in pq.ParquetFile(data).iter_batches(10_000) for value in batch.to_pylist())
-    for number, value in enumerate(values, 1):
-        yield Row(file, number, _as_json(value), value)
-
-
-def _as_json(value: Any) -> str:
+def as_json(value: Any) -> str:
+    """A row that stands on no line of its own, as JSON."""
     # A lone surrogate is no text; spelt out it is the JSON escape it came from.
     return json.dumps(value, ensure_ascii=False, default=str).encode(errors="backslashreplace").decode()
+
+
+def _parquet_blocks(index: int, data: IO[bytes]) -> Iterator[Block]:
+    if isinstance(data, gzip.GzipFile):  # Parquet is read from its end
+        data = io.BytesIO(data.read())
+    start = 0
+    for batch in pq.ParquetFile(data).iter_batches(ROWS_PER_PARQUET_BLOCK):
+        yield _unlined(index, start, None, batch)
+        start += len(batch)
+
+
+def _unlined(index: int, start: int, text: pa.StringArray | None, columns: pa.RecordBatch | None = None) -> Block:
+    rows = len(columns if text is None else text)
+    lines = pa.array(np.arange(start + 1, start + 1 + rows))
+    return Block(pa.array(np.full(rows, index, np.int32)), lines, pa.nulls(rows, pa.int64()), text, columns)
+
+
+def _joined(blocks: list[Block]) -> Iterator[Block]:
+    """Blocks of texts as one; none for none."""
+    if len(blocks) <= 1:
+        yield from blocks
+        return
+    columns = ([getattr(block, name) for block in blocks] for name in ("file", "line", "offset", "text"))
+    yield Block(*(pa.concat_arrays(arrays) for arrays in columns))
 
 
 def _peek(data: IO[bytes], size: int) -> bytes:

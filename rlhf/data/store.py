@@ -8,11 +8,15 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -20,6 +24,7 @@ from rlhf.data.template import Template
 from rlhf.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
+CODEC = "snappy"  # half the time of zstd, and text in between
 
 _TEXT = pa.string()
 
@@ -36,6 +41,7 @@ SCHEMAS = {
         [
             pa.field("file", _TEXT, nullable=False),
             pa.field("line", pa.int64(), nullable=False),
+            pa.field("offset", pa.int64()),
             pa.field("reason", _TEXT, nullable=False),
             pa.field("field", _TEXT, nullable=False),
             pa.field("row", _TEXT, nullable=False),
@@ -53,9 +59,100 @@ class Manifest(BaseModel):
     rows: int
     columns: list[str]
     digest: str
-    """16 hex digits over kind, columns and every row in order; how rows are cut into shards does not matter."""
+    """16 hex digits over kind, columns and every value in order; how rows are cut into shards does not matter."""
     template_digest: str
     shards: list[str]
+
+
+class DatasetWriter:
+    """Writes a canonical dataset table by table, in place of what was at `path`; `finish` makes it one.
+
+    The folder is not renamed into place as a whole: where artifacts lie on a mounted bucket, folders cannot be.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        kind: str,
+        template: Template,
+        pool: Executor | None = None,
+        bytes_per_shard: int = 64 << 20,
+    ):
+        """Start; what was there is no dataset from now on.
+
+        Args:
+            path: The dataset's folder.
+            kind: One of `SCHEMAS`.
+            template: How the prompts are to be rendered.
+            pool: Threads that compress and write the shards; None writes them at once.
+            bytes_per_shard: Memory of the rows that make one Parquet file.
+        """
+        self.path = Path(path)
+        self.rows = 0
+        self._kind, self._schema, self._template = kind, SCHEMAS[kind], template
+        self._pool, self._bytes_per_shard = pool, bytes_per_shard
+        self._digest = _Digest(kind, self._schema.names)
+        self._shards: list[str] = []
+        self._waiting: list[pa.Table] = []
+        self._waiting_bytes = 0
+        self._writing: Future | None = None
+        self.path.mkdir(parents=True, exist_ok=True)
+        (self.path / MANIFEST_NAME).unlink(missing_ok=True)
+        for stale in self.path.glob("part-*.parquet"):
+            stale.unlink()
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows.
+
+        Args:
+            table: The kind's columns, others are left out.
+
+        Raises:
+            DataError: A column has a null where the kind allows none.
+        """
+        table = table.select(self._schema.names)
+        for field in self._schema:
+            if not field.nullable and (nulls := table[field.name].null_count):
+                raise DataError(f"{self._kind}: column {field.name!r} has {nulls} empty values, expected none")
+        table = pa.Table.from_arrays(table.columns, schema=self._schema)
+        self._digest.update(table)
+        self.rows += len(table)
+        self._waiting.append(table)
+        self._waiting_bytes += table.nbytes
+        if self._waiting_bytes >= self._bytes_per_shard:
+            self._flush()
+
+    def finish(self) -> Manifest:
+        """Write what is left, and the manifest."""
+        if self._waiting or not self._shards:
+            self._flush()
+        if self._writing is not None:
+            self._writing.result()
+        self._template.save(self.path)
+        manifest = Manifest(
+            kind=self._kind,
+            rows=self.rows,
+            columns=self._schema.names,
+            digest=self._digest.hex,
+            template_digest=self._template.digest,
+            shards=self._shards,
+        )
+        unfinished = self.path / f".{MANIFEST_NAME}"
+        unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        os.replace(unfinished, self.path / MANIFEST_NAME)
+        return manifest
+
+    def _flush(self) -> None:
+        table = pa.concat_tables(self._waiting or [self._schema.empty_table()])
+        name = f"part-{len(self._shards):05d}.parquet"
+        self._shards.append(name)
+        self._waiting, self._waiting_bytes = [], 0
+        if self._pool is None:
+            _write_shard(table, self.path / name)
+            return
+        if self._writing is not None:
+            self._writing.result()
+        self._writing = self._pool.submit(_write_shard, table, self.path / name)
 
 
 def write_dataset(
@@ -67,8 +164,6 @@ def write_dataset(
 ) -> Manifest:
     """Write rows as a canonical dataset, in place of what was at `path`.
 
-    The folder is not renamed into place as a whole: where artifacts lie on a mounted bucket, folders cannot be.
-
     Args:
         path: The dataset's folder.
         kind: One of `SCHEMAS`.
@@ -79,45 +174,22 @@ def write_dataset(
     Raises:
         DataError: A row has a null where the kind allows none, or text that is not Unicode.
     """
-    schema = SCHEMAS[kind]
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    for stale in folder.glob("part-*.parquet"):
-        stale.unlink()
-
-    digest = _Digest(kind, schema.names)
-    shards: list[str] = []
+    writer = DatasetWriter(path, kind, template, bytes_per_shard=0)
     iterator = iter(rows)
-    while (batch := list(itertools.islice(iterator, rows_per_shard))) or not shards:
-        name = f"part-{len(shards):05d}.parquet"
-        pq.write_table(_table(batch, kind, schema), folder / name, compression="zstd")
-        digest.update(batch)
-        shards.append(name)
-    template.save(folder)
-    manifest = Manifest(
-        kind=kind,
-        rows=digest.rows,
-        columns=schema.names,
-        digest=digest.hex,
-        template_digest=template.digest,
-        shards=shards,
-    )
-    unfinished = folder / f".{MANIFEST_NAME}"
-    unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / MANIFEST_NAME)
-    return manifest
+    while batch := list(itertools.islice(iterator, rows_per_shard)):
+        writer.write(_table(batch, kind, SCHEMAS[kind]))
+    return writer.finish()
 
 
-def read_dataset(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], Manifest, Template]:
-    """Read a canonical dataset whole.
+def read_tables(path: str | Path, kind: str) -> tuple[Iterable[pa.Table], Manifest, Template]:
+    """Read a canonical dataset shard by shard.
 
     Returns:
-        Rows as dicts of the kind's columns, in the order written; the manifest; the template.
+        The shards; the last is followed by the check that the rows are those the manifest was written for. The
+        manifest; the template.
 
     Raises:
-        DataError: The folder is unfinished or of another kind, files are missing or unreadable, or the rows are not
-            those the manifest was written for.
+        DataError: As `read_dataset`, while the tables are read as far as it concerns them.
     """
     folder = Path(path)
     manifest = _read_manifest(folder)
@@ -133,21 +205,89 @@ def read_dataset(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], Man
             f"{folder}: template.json (digest {template.digest}) is not the one the data was written with "
             f"({manifest.template_digest}); run data_validation again"
         )
+    return _shards(folder, kind, manifest), manifest, template
+
+
+def read_dataset(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], Manifest, Template]:
+    """Read a canonical dataset whole.
+
+    Returns:
+        Rows as dicts of the kind's columns, in the order written; the manifest; the template.
+
+    Raises:
+        DataError: The folder is unfinished or of another kind, files are missing or unreadable, or the rows are not
+            those the manifest was written for.
+    """
+    tables, manifest, template = read_tables(path, kind)
+    return [row for table in tables for row in table.to_pylist()], manifest, template
+
+
+def rewrite_dataset(path: str | Path, kind: str, change: Callable[[pa.Table, int], pa.Table]) -> Manifest:
+    """Write a dataset again with its rows changed.
+
+    Args:
+        change: Called with each shard and the number of rows before it; returns what is to stand there.
+    """
+    tables, _, template = read_tables(path, kind)
+    folder = Path(path)
+    staging = folder.with_name(f".{folder.name}.rewrite")
+    writer = DatasetWriter(staging, kind, template)
+    before = 0
+    for table in tables:
+        writer.write(change(table, before))
+        before += len(table)
+    manifest = writer.finish()
+    (folder / MANIFEST_NAME).unlink()
+    for stale in folder.glob("part-*.parquet"):
+        stale.unlink()
+    for name in [*manifest.shards, MANIFEST_NAME]:
+        os.replace(staging / name, folder / name)
+    shutil.rmtree(staging)
+    return manifest
+
+
+def take_rows(path: str | Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Some rows of a dataset, by their place in it.
+
+    Args:
+        numbers: From 0, ascending, each less than the dataset's rows.
+    """
+    folder = Path(path)
+    wanted = np.asarray(numbers, np.int64)
+    found: list[dict[str, Any]] = []
+    before = 0
+    for name in _read_manifest(folder).shards:
+        file = pq.ParquetFile(folder / name)
+        rows = file.metadata.num_rows
+        here = wanted[(wanted >= before) & (wanted < before + rows)] - before
+        if len(here):
+            found += file.read().take(pa.array(here)).to_pylist()
+        before += rows
+    return found
+
+
+def _shards(folder: Path, kind: str, manifest: Manifest) -> Iterator[pa.Table]:
+    columns = SCHEMAS[kind].names
     digest = _Digest(kind, columns)
-    rows: list[dict[str, Any]] = []
+    rows = 0
     for name in manifest.shards:
         try:
-            batch = pq.read_table(folder / name, columns=columns).to_pylist()
+            table = pq.read_table(folder / name, columns=columns)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{folder / name}: cannot be read as Parquet ({' '.join(str(error).split())})") from error
-        digest.update(batch)
-        rows.extend(batch)
+        digest.update(table)
+        rows += len(table)
+        yield table
     if digest.hex != manifest.digest:
         raise DataError(
-            f"{folder}: {digest.rows} rows with digest {digest.hex}, manifest.json says {manifest.rows} rows with "
+            f"{folder}: {rows} rows with digest {digest.hex}, manifest.json says {manifest.rows} rows with "
             f"{manifest.digest}; the files were changed after data_validation wrote them, run it again"
         )
-    return rows, manifest, template
+
+
+def _write_shard(table: pa.Table, path: Path) -> None:
+    # Texts hardly repeat: a dictionary of them would be built and thrown away.
+    pq.write_table(table, path, compression=CODEC, use_dictionary=False, write_statistics=False)
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -175,16 +315,28 @@ def _table(rows: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table
 
 
 class _Digest:
-    def __init__(self, kind: str, columns: list[str]):
-        self.rows = 0
-        self._columns = columns
-        self._hash = hashlib.sha256(json.dumps([kind, columns]).encode())
+    """Over each column's lengths and bytes, so that neither shards nor chunks of memory matter."""
 
-    def update(self, rows: list[dict[str, Any]]) -> None:
-        self.rows += len(rows)
-        for row in rows:
-            self._hash.update(json.dumps([row[name] for name in self._columns]).encode())
+    def __init__(self, kind: str, columns: list[str]):
+        self._start = json.dumps([kind, columns])
+        self._columns = [(hashlib.sha256(), hashlib.sha256()) for _ in columns]
+
+    def update(self, table: pa.Table) -> None:
+        for column, (lengths, content) in zip(table.columns, self._columns, strict=True):
+            for chunk in column.chunks:
+                if pa.types.is_string(chunk.type):
+                    sizes = pc.fill_null(pc.binary_length(chunk), -1)
+                    chunk = chunk.drop_null()  # under a null there may be bytes
+                    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+                    if offsets[-1] > offsets[0]:
+                        content.update(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]])
+                else:
+                    sizes = pc.fill_null(chunk, -1)
+                lengths.update(np.ascontiguousarray(sizes.to_numpy(zero_copy_only=False)).tobytes())
 
     @property
     def hex(self) -> str:
-        return self._hash.hexdigest()[:16]
+        whole = hashlib.sha256(self._start.encode())
+        for lengths, content in self._columns:
+            whole.update(lengths.digest() + content.digest())
+        return whole.hexdigest()[:16]

@@ -1,12 +1,16 @@
 """Options of data validation."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from rlhf.config import StageConfig
+from rlhf.data_validation.checks import Checks
 
 _URIS = "paths or URIs of any protocol fsspec knows, globs among them, separated by commas; .jsonl, .json or .parquet"
+
+
+Treatment = Literal["keep", "quarantine"]
 
 
 class DataValidationConfig(StageConfig):
@@ -39,9 +43,16 @@ class DataValidationConfig(StageConfig):
     prompt_eval_fraction: float = Field(
         0.1, gt=0, le=0.5, description="Share of the prompts held out for evaluation where there is no eval_dataset."
     )
-    max_quarantined_share: float = Field(
-        0.05, ge=0, le=1, description="Share of one source's rows; above it, the data is not what it is taken for."
+    duplicates: Treatment = Field(
+        "keep", description="Pairs that another pair repeats: repetition may be meant as weight; or quarantine them."
     )
+    contradictions: Treatment = Field(
+        "keep", description="Pairs labelled both ways: people disagree, and both labels say so; or quarantine them."
+    )
+    shared_prompts: Treatment = Field(
+        "keep", description="Rows to train on whose prompt is also in eval_dataset; or quarantine them."
+    )
+    checks: Checks = Field(Checks(), description="What is tolerated of the data, and what happens beyond: see below.")
     seed: int = Field(0, ge=0, description="Draws which prompts are held out.")
     sft: dict[str, Any] = Field({}, description="Options of sft_trainer, checked here.")
     reward: dict[str, Any] = Field({}, description="Options of reward_trainer, checked here.")

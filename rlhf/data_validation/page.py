@@ -1,58 +1,97 @@
 """The report of data validation."""
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from rlhf.data.formats import FIELDS, MEANINGS, Converted, Reason, Shape
-from rlhf.data.store import Manifest
+from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape
+from rlhf.data.intake import Intake
+from rlhf.data.store import take_rows
 from rlhf.data.template import Template
+from rlhf.data_validation.audit import Audit
+from rlhf.data_validation.canonical import Written
+from rlhf.data_validation.checks import Example, Verdict
+from rlhf.data_validation.rejects import Rejects
+from rlhf.data_validation.resolve import Resolved
+from rlhf.data_validation.steps import StepCount
 from rlhf.metrics import percent
 from rlhf.report import figures
-from rlhf.report.page import Page, Section, figure, figures_row, fold, note, paragraph, table, text_block, tiles
+from rlhf.report.page import (
+    Page,
+    Section,
+    figure,
+    figures_row,
+    fold,
+    note,
+    paragraph,
+    table,
+    text_block,
+    tiles,
+    verdict,
+)
 
-EXAMPLES_PER_REASON = 2
 _LONGEST_EXAMPLE = 4000
+_MOST_FILES = 50  # named one by one
+_MOST_ANNOTATORS = 30
+_OUTCOMES = {"failed": "fails", "warning": "look at this", "passed": "passed", "ignored": "ignored"}
 
 
-def report_page(
-    converted: Mapping[str, Converted],
-    manifests: Mapping[str, Manifest],
-    template: Template,
-    suffix_found: str,
-    markers_removed: int,
-    not_counted: str,
-    metrics: Mapping[str, float],
-) -> Page:
-    """Everything that was found, for a person to judge.
+@dataclass(frozen=True)
+class Facts:
+    """Everything that was found."""
 
-    Args:
-        converted, manifests: By dataset.
-        template: How prompts are rendered.
-        suffix_found: In words, where the suffix comes from; empty where there is none.
-        markers_removed: Completions that began with the suffix's marker.
-        not_counted: In words, why there are no token lengths; empty where there are.
-        metrics: As the stage returns them.
-    """
+    intakes: Mapping[str, Intake]
+    """By dataset; those that were given."""
+    written: Mapping[str, Written]
+    template: Template
+    suffix_found: str
+    """In words, where the suffix comes from; empty where there is none."""
+    rejects: Rejects
+    resolved: Resolved
+    audit: Audit
+    verdicts: Sequence[Verdict]
+    steps: Mapping[str, StepCount]
+    not_counted: str
+    """In words, why there are no token lengths; empty where there are."""
+    metrics: Mapping[str, float]
+
+
+def report_page(facts: Facts) -> Page:
+    """Everything that was found, for a person to judge: the verdict first."""
     return Page(
         "Data validation",
         "What was read, what can be used, and how prompts are laid out.",
         [
-            Section("In short", _summary(metrics), "summary"),
-            Section("Sources", _sources(converted, metrics), "sources"),
-            Section("Quarantine", _quarantine(converted), "quarantine"),
-            Section("Pairs and overlaps", _pairs(metrics), "pairs"),
-            Section("Lengths", _lengths(converted, template, not_counted, metrics), "lengths"),
-            Section("Prompt template", _template(converted, template, suffix_found, markers_removed), "template"),
-            Section("Datasets written", _written(manifests, metrics), "written"),
+            Section("In short", _summary(facts), "summary"),
+            Section("Checks", _checks(facts), "checks"),
+            Section("Sources", _sources(facts), "sources"),
+            Section("Quarantine", _quarantine(facts.rejects), "quarantine"),
+            Section("Pairs", _pairs(facts), "pairs"),
+            Section("Lengths", _lengths(facts), "lengths"),
+            Section("Prompt template", _template(facts), "template"),
+            Section("Steps and epochs", _steps(facts), "steps"),
+            Section("Datasets written", _written(facts), "written"),
         ],
     )
 
 
-def _summary(metrics: Mapping[str, float]) -> Markup:
-    return tiles(
+def _summary(facts: Facts) -> Markup:
+    metrics = facts.metrics
+    by_outcome = Counter(check.outcome for check in facts.verdicts)
+    beyond = [check for check in facts.verdicts if check.outcome in ("failed", "warning")]
+    reasons = [(False if check.outcome == "failed" else None, f"{check.subject}: {check.text}") for check in beyond]
+    if by_outcome["failed"]:
+        word, good, headline = "Fail", False, "This data is not fit to train on as it is."
+    elif beyond:
+        word, good = "Look", None
+        headline = (
+            f"The data can be trained on; {by_outcome['warning']} of {len(facts.verdicts)} checks found something."
+        )
+    else:
+        word, good, headline = "Good", True, f"All {len(facts.verdicts)} checks passed."
+    return verdict(word, headline, reasons, good) + tiles(
         [
             ("pairs to train on", f"{metrics['pairs_train']:,}", f"{metrics['pairs_eval']:,} held out"),
             ("prompts", f"{metrics['rows_prompts']:,}", "for reinforcement learning"),
@@ -63,114 +102,177 @@ def _summary(metrics: Mapping[str, float]) -> Markup:
     )
 
 
-def _sources(converted: Mapping[str, Converted], metrics: Mapping[str, float]) -> Markup:
+def _checks(facts: Facts) -> Markup:
+    order = list(_OUTCOMES)
+    checks = sorted(facts.verdicts, key=lambda check: order.index(check.outcome))
+    body = table(
+        ["check", "of", "verdict", "found", "limit", "beyond it"],
+        [
+            (c.check, c.subject, _OUTCOMES[c.outcome], c.text, f"{c.threshold.limit:g}", c.threshold.action)
+            for c in checks
+        ],
+        "Limits, and what happens beyond them, are the option checks of data_validation.",
+    )
+    if facts.audit.sampled:
+        parts = [
+            f"{looked_at:,} of {rows:,} rows of {name}"
+            for name, (looked_at, rows) in facts.audit.sampled.items()
+            if looked_at < rows
+        ]
+        if parts:
+            body += paragraph(
+                f"Checks of what texts say, of near duplicates and of tokens looked at {', '.join(parts)}, drawn by a "
+                "hash; the intervals are what that leaves uncertain."
+            )
+    for check in checks:
+        body += _examples(f"{check.check} of {check.subject}", check.examples)
+    return body
+
+
+def _examples(of: str, examples: Sequence[Example]) -> Markup:
+    return Markup("").join(
+        fold(f"{of}: {example.place}", text_block(example.text[:_LONGEST_EXAMPLE])) for example in examples
+    )
+
+
+def _sources(facts: Facts) -> Markup:
     rows = [
-        (result.parameter, file, str(result.shape or "none recognised"), count.read, count.kept, count.quarantined)
-        for result in converted.values()
-        for file, count in result.counts.items()
+        (intake.source.parameter, file, str(intake.shape or "none recognised"), c.read, c.kept, c.quarantined)
+        for intake in facts.intakes.values()
+        for file, c in intake.counts.items()
     ]
-    body = table(["parameter", "file", "shape", "rows read", "rows kept", "rows in quarantine"], rows)
-    shapes = dict.fromkeys(result.shape for result in converted.values() if result.shape)
+    worst = sorted(rows, key=lambda row: -row[-1])[:_MOST_FILES] if len(rows) > _MOST_FILES else rows
+    caption = (
+        f"The {_MOST_FILES} of {len(rows):,} files with most rows in quarantine." if len(worst) < len(rows) else ""
+    )
+    body = table(["parameter", "file", "shape", "rows read", "rows kept", "rows in quarantine"], worst, caption)
+    shapes = dict.fromkeys(intake.shape for intake in facts.intakes.values() if intake.shape)
     body += table(["shape", "recognised by"], [(str(shape), FIELDS[shape]) for shape in shapes])
     if {Shape.VERTEX_CHAT, Shape.TRL_CHAT} & set(shapes):
         body += paragraph(
             "Conversations are rendered as plain text, a line `role: content` for each message and `assistant:` at "
             "the end; the model's own chat template is not used."
         )
-    repeated = sum(result.repeated_ids for result in converted.values())
+    repeated = sum(data.repeated_ids for data in facts.written.values())
     if repeated:
         body += paragraph(f"{repeated:,} rows have an id that another row has, too; theirs got a counter.")
-    if metrics["prompts_held_out"]:
+    if held_out := facts.resolved.prompts_held_out:
         body += paragraph(
-            f"No eval_dataset was given: {metrics['prompts_held_out']:,} rows of prompt_dataset, chosen by a hash of "
+            f"No eval_dataset was given: {held_out:,} rows of prompt_dataset, chosen by a hash of "
             "the prompt, are held out for evaluation. They are not among the prompts that the policy is tuned on."
         )
-    if not converted["demonstrations"].counts:
+    if "demonstrations" not in facts.intakes:
         body += paragraph("No demonstrations were given, so there is no supervised fine-tuning.")
     return body
 
 
-def _quarantine(converted: Mapping[str, Converted]) -> Markup:
-    quarantined = [row for result in converted.values() for row in result.quarantined]
-    if not quarantined:
+def _quarantine(rejects: Rejects) -> Markup:
+    if not rejects.rows:
         return paragraph("Every row can be used.")
-    counts = Counter(row["reason"] for row in quarantined)
+    counts: Counter[str] = Counter()
+    for (_, reason, _), rows in rejects.counts.items():
+        counts[reason] += rows
     body = paragraph("These rows are kept whole in the quarantine dataset and used nowhere.")
     body += table(["reason", "meaning", "rows"], [(r, MEANINGS[Reason(r)], n) for r, n in counts.most_common()])
-    for reason in counts:
-        examples = [row for row in quarantined if row["reason"] == reason][:EXAMPLES_PER_REASON]
-        for row in examples:
-            body += fold(f"{_named(row)}: {row['file']}, line {row['line']}", text_block(row["row"][:_LONGEST_EXAMPLE]))
+    for (reason, field), rows in rejects.examples.items():
+        named = f"{reason} ({field})" if field else reason
+        body += _examples(named, [Example(f"{row['file']}, line {row['line']}", row["row"]) for row in rows])
     return body
 
 
-def _named(row: Mapping[str, Any]) -> str:
-    return f"{row['reason']} ({row['field']})" if row["field"] else row["reason"]
-
-
-def _pairs(metrics: Mapping[str, float]) -> Markup:
-    return table(
+def _pairs(facts: Facts) -> Markup:
+    pairs = facts.resolved.pairs
+    body = table(
         ["finding", "value", "what is done about it"],
         [
-            ("exact duplicates of another pair", metrics["duplicate_pairs"], "kept: repetition may be meant as weight"),
+            ("distinct prompts", pairs.prompts, ""),
+            ("exact duplicates of another pair", pairs.duplicates, "kept, or put in quarantine: option duplicates"),
             (
                 "pairs of candidates labelled both ways",
-                metrics["contradictory_pairs"],
-                "kept: people disagree, and both labels together say so",
+                pairs.contradictions,
+                "kept, for people disagree, or put in quarantine: option contradictions",
+            ),
+            (
+                "the first candidate is chosen",
+                pairs.first_chosen.in_words(),
+                "nothing; canonical pairs do not say in which order candidates were shown",
             ),
             (
                 "the longer candidate is chosen, of pairs unequal in length",
-                percent(metrics["longer_wins_share"]),
+                pairs.longer_chosen.in_words(),
                 "nothing; far from 50\u00a0%, a reward model may learn length in place of quality",
             ),
-            (
-                "evaluation prompts also among the prompts",
-                metrics["shared_prompts"],
-                "kept: the policy will have trained on them",
-            ),
-            (
-                "evaluation prompts also among the preferences",
-                metrics["shared_with_preferences"],
-                "kept: the reward model will have trained on those that its split does not hold out",
-            ),
-            (
-                "evaluation prompts also among the demonstrations",
-                metrics["shared_with_demonstrations"],
-                "kept: the policy will have been fine-tuned on them before it is compared",
+            *(
+                (
+                    f"evaluation prompts also among the {overlap.dataset}",
+                    overlap.prompts + overlap.held_out,
+                    "kept, or put in quarantine there: option shared_prompts",
+                )
+                for overlap in facts.resolved.overlaps
             ),
         ],
     )
+    if pairs.annotators:
+        shown = pairs.annotators[:_MOST_ANNOTATORS]
+        body += table(
+            ["annotator", "pairs", "agrees with others", "compared with"],
+            [(a.name, a.rows, a.agreement.in_words(), a.agreement.of) for a in shown],
+            f"The {len(shown)} annotators of most pairs, of {len(pairs.annotators):,}. Labels of others for the same "
+            "two candidates are what each is compared with.",
+        )
+    return body
 
 
-def _lengths(
-    converted: Mapping[str, Converted], template: Template, not_counted: str, metrics: Mapping[str, float]
-) -> Markup:
-    if not_counted:
-        tokens = note(
-            f"Token lengths were not counted: {not_counted}. How many prompts are cut, each later stage reports."
+def _lengths(facts: Facts) -> Markup:
+    audit, template = facts.audit, facts.template
+    if facts.not_counted:
+        body = note(
+            f"Token lengths were not counted: {facts.not_counted}. How many prompts are cut, each later stage reports."
         )
     else:
-        shares = {
-            name: [metrics.get(f"{kind}_share_{name}") for kind in ("prompts_cut", "completions_over")]
-            for name, result in converted.items()
-            if result.rows
-        }
-        tokens = table(
+        body = table(
             [
                 "dataset",
                 f"prompts of more than {template.prompt_sequence_length:,} tokens, which are cut",
                 f"completions of more than {template.target_sequence_length:,} tokens",
             ],
-            [(name, *(None if share is None else percent(share) for share in row)) for name, row in shares.items()],
+            [
+                (
+                    name,
+                    counted.prompts_cut.in_words(),
+                    counted.completions_over.in_words() if counted.completions else None,
+                )
+                for name, counted in audit.tokens.items()
+            ],
             "Counted with the tokenizer of large_model_reference. Demonstrations are cut to their limit; candidates of "
             "pairs are read whole.",
         )
-    prompts = {name: [len(row["prompt"]) for row in result.rows] for name, result in converted.items() if result.rows}
-    pairs = converted["preferences"].rows
-    completions = {name: [len(row[name]) for row in pairs] for name in ("chosen", "rejected")}
-    if converted["demonstrations"].rows:
-        completions["demonstrations"] = [len(row["completion"]) for row in converted["demonstrations"].rows]
-    return tokens + figures_row(
+        body += figures_row(
+            [
+                figure(
+                    figures.histogram("Prompts in tokens", {n: c.prompts for n, c in audit.tokens.items()}, "tokens"),
+                    "Distribution of the prompts' lengths in tokens by dataset",
+                    "Prompts as the model reads them, in its tokens.",
+                ),
+                figure(
+                    figures.histogram(
+                        "Completions in tokens",
+                        {n: c.completions for n, c in audit.tokens.items() if c.completions},
+                        "tokens",
+                    ),
+                    "Distribution of the completions' lengths in tokens by dataset",
+                    "Candidates and completions, in the model's tokens.",
+                ),
+            ]
+        )
+    prompts = {name: columns["prompt"] for name, columns in audit.characters.items()}
+    completions = {
+        name if column == "completion" else column: lengths
+        for name, columns in audit.characters.items()
+        for column, lengths in columns.items()
+        if column in ("chosen", "rejected", "completion")
+    }
+    return body + figures_row(
         [
             figure(
                 figures.histogram("Prompts", prompts, "characters"),
@@ -186,27 +288,38 @@ def _lengths(
     )
 
 
-def _template(
-    converted: Mapping[str, Converted], template: Template, suffix_found: str, markers_removed: int
-) -> Markup:
+def _template(facts: Facts) -> Markup:
+    template = facts.template
     fields = [
         ("instruction", repr(template.instruction) if template.instruction else "none"),
-        ("suffix", f"{template.suffix!r} ({suffix_found})" if template.suffix else "none"),
+        ("suffix", f"{template.suffix!r} ({facts.suffix_found})" if template.suffix else "none"),
         ("prompt_sequence_length", f"{template.prompt_sequence_length} tokens"),
         ("target_sequence_length", f"{template.target_sequence_length} tokens"),
         ("digest", template.digest),
     ]
     body = paragraph("Every later stage renders prompts with this template, and refuses data or models of another.")
     body += table(["field", "value"], fields)
-    if markers_removed:
-        body += paragraph(f"{markers_removed:,} completions began with the suffix's marker, which was taken off.")
-    example = template.render(converted["prompts"].rows[0]["prompt"])
+    if removed := sum(data.markers_removed for data in facts.written.values()):
+        body += paragraph(f"{removed:,} completions began with the suffix's marker, which was taken off.")
+    example = template.render(take_rows(facts.written["prompts"].path, [0])[0]["prompt"])
     return body + fold("The first prompt as a model reads it, when it is not too long", text_block(example))
 
 
-def _written(manifests: Mapping[str, Manifest], metrics: Mapping[str, float]) -> Markup:
-    body = table(["dataset", "rows", "digest"], [(name, m.rows, m.digest) for name, m in manifests.items()])
-    return body + paragraph(
-        f"Preferences are split by a hash of the prompt: {metrics['pairs_train']:,} pairs to train on, "
-        f"{metrics['pairs_eval']:,} held out, and no prompt on both sides."
+def _steps(facts: Facts) -> Markup:
+    return table(
+        ["stage", "rows", "batch size", "steps an epoch is", "steps configured", "epochs these are"],
+        [
+            (stage, count.rows, count.batch_size, count.running_on(), count.steps, f"{count.epochs_made:.2f}")
+            for stage, count in facts.steps.items()
+        ],
+        "Steps an epoch is: rows / batch size, rounded up. Over several epochs stages count ceil(rows x epochs / "
+        "batch); ceil(rows / batch) x epochs, as other pipelines count, may be a few more.",
+    )
+
+
+def _written(facts: Facts) -> Markup:
+    rows = [(name, data.manifest.rows, data.manifest.digest) for name, data in facts.written.items()]
+    return table(["dataset", "rows", "digest"], rows) + paragraph(
+        f"Preferences are split by a hash of the prompt: {facts.resolved.pairs_train:,} pairs to train on, "
+        f"{facts.resolved.pairs_eval:,} held out, and no prompt on both sides."
     )

@@ -1,20 +1,23 @@
 """How long the texts are in the model's own tokens, counted without loading the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Tokenizer
 
-from rlhf.data.formats import Converted
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
+from rlhf.metrics import Share, share
 from rlhf.models import references
 
 FILE_NAME = "tokenizer.json"
 TEXTS_AT_ONCE = 1000
+EXAMPLES = 2
 
 
 def load_tokenizer(reference: str) -> tuple[Tokenizer | None, str]:
@@ -47,38 +50,50 @@ def load_tokenizer(reference: str) -> tuple[Tokenizer | None, str]:
     return tokenizer, ""
 
 
-def too_long(converted: Mapping[str, Converted], template: Template, tokenizer: Tokenizer) -> dict[str, float]:
-    """Shares of the texts that are longer than the template allows.
+@dataclass(frozen=True)
+class TokenLengths:
+    """Of some rows of a dataset, in the model's tokens."""
 
-    Returns:
-        prompts_cut_share_<dataset>: rendered prompts, special tokens included, over prompt_sequence_length.
-        completions_over_share_<dataset>: candidates or completions that with their end-of-sequence token are over
-        target_sequence_length. Datasets without rows are left out.
+    prompts: list[int]
+    """Rendered prompts, special tokens included."""
+    completions: list[int]
+    """Candidates or completions, with their end-of-sequence token."""
+    prompts_cut: Share
+    """Prompts over prompt_sequence_length."""
+    completions_over: Share
+    """Completions over target_sequence_length."""
+    examples: dict[str, list[int]]
+    """Indexes of some of the rows, by `prompts_cut` and `completions_over`."""
+
+
+def token_lengths(rows: Sequence[Mapping[str, Any]], template: Template, tokenizer: Tokenizer) -> TokenLengths:
+    """Count the tokens of canonical rows.
 
     Raises:
         DataError: Instruction and suffix leave no room for a prompt.
     """
-    shares = {}
-    for name, result in converted.items():
-        if not result.rows:
-            continue
-        prompts = [template.render(row["prompt"]) for row in result.rows]
-        lengths = _lengths(prompts, tokenizer, special_tokens=True)
-        cut = [row for row, n in zip(result.rows, lengths, strict=True) if n > template.prompt_sequence_length]
-        if cut:
-            template.fit(cut[0]["prompt"], lambda text: len(tokenizer.encode(text).ids))
-        shares[f"prompts_cut_share_{name}"] = len(cut) / len(prompts)
-        completions = [
-            template.completion(prompt, row[side])
-            for prompt, row in zip(prompts, result.rows, strict=True)
-            for side in ("chosen", "rejected", "completion")
-            if side in row
-        ]
-        if completions:
-            lengths = _lengths(completions, tokenizer, special_tokens=False)
-            over = sum(n + 1 > template.target_sequence_length for n in lengths)
-            shares[f"completions_over_share_{name}"] = over / len(completions)
-    return shares
+    rendered = [template.render(row["prompt"]) for row in rows]
+    prompts = _lengths(rendered, tokenizer, special_tokens=True)
+    cut = [index for index, length in enumerate(prompts) if length > template.prompt_sequence_length]
+    if cut:
+        template.fit(rows[cut[0]]["prompt"], lambda text: len(tokenizer.encode(text).ids))
+    of = [
+        (index, template.completion(rendered[index], row[side]))
+        for index, row in enumerate(rows)
+        for side in ("chosen", "rejected", "completion")
+        if side in row
+    ]
+    completions = [n + 1 for n in _lengths([text for _, text in of], tokenizer, special_tokens=False)]
+    over = [
+        index for (index, _), length in zip(of, completions, strict=True) if length > template.target_sequence_length
+    ]
+    return TokenLengths(
+        prompts,
+        completions,
+        share(len(cut), len(prompts)),
+        share(len(over), len(completions)),
+        {"prompts_cut": cut[:EXAMPLES], "completions_over": list(dict.fromkeys(over))[:EXAMPLES]},
+    )
 
 
 def _read(reference: str) -> bytes:

@@ -1,13 +1,9 @@
 import contextlib
-import json
-import os
 import random
 
 import pytest
 
-from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape, Unfit, convert, convert_source, recognise
-from rlhf.data.sources import Source
-from rlhf.errors import DataError
+from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape, Unfit, convert, recognise
 
 USER = {"role": "user", "content": "Hi?"}
 POST = {"subreddit": "r/cats", "title": "A cat", "post": "It sleeps."}
@@ -207,57 +203,6 @@ def test_every_reason_and_shape_is_explained():
     assert list(FIELDS) == list(Shape)
 
 
-def source(tmp_path, rows, name="a.jsonl"):
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (tmp_path / name).write_text("".join(line + "\n" for line in lines))
-    return Source(str(tmp_path / "*.jsonl"), "preference_dataset")
-
-
-def converted(tmp_path, rows, kind="preferences"):
-    return convert_source(source(tmp_path, rows), kind, None, lambda rows: None)
-
-
-def test_nothing_is_lost_and_the_quarantine_holds_rows_whole(tmp_path):
-    lines = ["{}", "no json", json.dumps(TRL), "5", '{"prompt":  "P",  "chosen": "x"}', "null", json.dumps(TRL)]
-    source(tmp_path, [TRL], "b.jsonl")
-    result = converted(tmp_path, lines)
-    a, b = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
-    assert {file: (c.read, c.kept, c.quarantined) for file, c in result.counts.items()} == {a: (7, 2, 5), b: (1, 1, 0)}
-    assert [(q["file"], q["line"], q["reason"], q["field"], q["row"]) for q in result.quarantined] == [
-        (a, 2, "not_json", "", "no json"),
-        (a, 4, "not_json", "", "5"),
-        (a, 5, "missing_field", "rejected", lines[4]),
-        (a, 6, "not_json", "", "null"),
-        (a, 1, "missing_field", "prompt", "{}"),
-    ]
-
-
-def test_two_shapes_in_one_source_are_an_error_naming_both(tmp_path):
-    with pytest.raises(
-        DataError, match=r"^preference_dataset: .*TRL / CarperAI at .*a.jsonl:1 and Vertex text at .*a.jsonl:3"
-    ):
-        converted(tmp_path, [TRL, TRL, VERTEX])
-
-
-def test_unknown_fields_are_an_error_naming_them_and_the_known_shapes(tmp_path):
-    with pytest.raises(
-        DataError, match=r"a.jsonl:2: found the fields question, answer, expected .* Vertex text: .*HH-RLHF"
-    ):
-        converted(tmp_path, ["?", {"question": "a", "answer": "b"}])
-
-
-def test_ids_are_the_rows_own_or_of_the_content_and_never_twice_the_same(tmp_path):
-    rows = [TRL, TRL | {"id": "x"}, TRL, TRL | {"id": "x"}, TRL | {"id": " "}, TRL | {"id": 7}, TRL | {"id": "x-2"}]
-    result = converted(tmp_path, rows)
-    ids = [row["id"] for row in result.rows]
-    content = ids[0]
-    assert ids == [content, "x", f"{content}-2", "x-2", f"{content}-3", f"{content}-4", "x-2-2"]
-    assert result.repeated_ids == 2
-    rows = [TRL | {"id": name} for name in ("x-2", "x", "x", "x")]
-    assert [row["id"] for row in converted(tmp_path, rows).rows] == ["x-2", "x", "x-3", "x-4"]
-    assert converted(tmp_path, [TRL | {"chosen": "other"}]).rows[0]["id"] != content
-
-
 def test_random_rows_are_converted_to_text_or_put_aside():
     rng = random.Random(0)
     values = [
@@ -302,41 +247,3 @@ def test_random_rows_are_converted_to_text_or_put_aside():
                 reference = texts.pop("reference", None)
                 assert reference is None or reference.strip()
                 assert all(text.strip() and text.encode() for text in texts.values())
-
-
-REAL = [
-    ("vertex_text/preference.jsonl", "preferences", Shape.VERTEX_TEXT, 600, {163: "blank_candidate"}),
-    ("vertex_text/course_preference.jsonl", "preferences", Shape.VERTEX_TEXT, 5, {}),
-    ("vertex_text/course_prompt.jsonl", "prompts", Shape.VERTEX_TEXT, 6, {}),
-    ("vertex_text/eval_with_references.jsonl", "prompts", Shape.VERTEX_TEXT, 14, {}),
-    ("vertex_text/eval_with_references.jsonl", "demonstrations", Shape.VERTEX_TEXT, 14, {}),
-    ("carperai/comparisons.jsonl", "preferences", Shape.TRL, 50, {}),
-    ("carperai/tldr_train.jsonl", "demonstrations", Shape.TRL, 44, {}),
-    ("carperai/tldr_test.jsonl", "prompts", Shape.TRL, 45, {}),
-    ("openai/comparisons_edit_b2.json", "preferences", Shape.OPENAI_COMPARISONS, 5, {}),
-]
-
-
-@pytest.fixture
-def real_data() -> str:
-    folder = os.environ.get("RLHF_REAL_DATA")
-    if not folder:
-        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
-    return folder
-
-
-@pytest.mark.parametrize(("file", "kind", "shape", "rows", "quarantined"), REAL)
-def test_real_files_are_recognised_and_converted(real_data, file, kind, shape, rows, quarantined):
-    result = convert_source(Source(f"{real_data}/{file}", "x"), kind, None, lambda rows: None)
-    assert result.shape is shape
-    assert len(result.rows) == rows - len(quarantined)
-    assert {q["line"]: q["reason"] for q in result.quarantined} == quarantined
-
-
-def test_a_real_openai_post_is_laid_out_as_carperai_does(real_data):
-    rows = convert_source(
-        Source(f"{real_data}/openai/comparisons_edit_b2.json", "x"), "preferences", None, lambda rows: None
-    ).rows
-    assert rows[0]["prompt"].startswith("SUBREDDIT: r/relationships\n\nTITLE: Me [27 F] with my boyfriend")
-    assert rows[0]["prompt"].endswith("his pace of talking?\n\nTL;DR:")
-    assert rows[0]["chosen"].endswith("how do I deal with this?")

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from rlhf.data.store import read_dataset
 from rlhf.data.template import Template
 from rlhf.data_validation import DataValidationConfig
-from rlhf.data_validation.stage import pair_findings, run, split_by_prompt
+from rlhf.data_validation.stage import run
 from rlhf.data_validation.suffix import detect, without_marker
 from rlhf.data_validation.tokens import load_tokenizer
 from rlhf.errors import ConfigError, DataError, ModelError, RlhfError
@@ -54,7 +54,8 @@ def options(tmp_path) -> dict:
 def validate(options: dict, tmp_path: Path) -> dict[str, float]:
     out = tmp_path / "out"
     paths = {name: out / name for name in OUTPUTS}
-    return run(DataValidationConfig.parse(options, "data_validation"), **paths, report=out / "report.html")
+    pages = {"report": out / "report.html", "findings": out / "findings.json"}
+    return run(DataValidationConfig.parse(options, "data_validation"), **paths, **pages)
 
 
 def test_a_run_writes_every_dataset_with_one_template(options, tmp_path):
@@ -113,18 +114,21 @@ def test_too_many_of_them_fail_the_run_and_the_worst_reason_is_named_with_an_exa
     with pytest.raises(DataError) as error:
         validate(options, tmp_path)
     said = str(error.value)
-    assert said.startswith("preference_dataset: 6 of 101 rows (5.9\u00a0%) cannot be used, more than")
-    assert re.search(r"most often \(3\) because of bad_choice \(choice\): .*pairs.jsonl:99: '{\"input_text", said)
+    assert said.startswith(
+        "preference_dataset: 6 of 101 rows (5.9\u00a0%) cannot be used, most often (3) because of bad_choice"
+    )
+    assert re.search(r"The limit of checks.quarantined is 5.0.%; for example .*pairs.jsonl:99: '{\"input_text", said)
+    assert re.search(r"; \S*pairs.jsonl:100: '{\"input_text", said)
     assert len(read_dataset(tmp_path / "out" / "quarantine", "quarantine")[0]) == 6
-    assert not (tmp_path / "out" / "preferences").exists()
-    assert validate(options | {"max_quarantined_share": 0.06}, tmp_path)["quarantined"] == 6
+    assert not (tmp_path / "out" / "preferences" / "manifest.json").exists()
+    assert validate(options | {"checks": {"quarantined": {"limit": 0.06}}}, tmp_path)["quarantined"] == 6
 
 
 @pytest.mark.parametrize("dataset", ["preference_dataset", "prompt_dataset", "eval_dataset", "demonstration_dataset"])
 def test_a_source_without_a_usable_row_is_an_error_even_when_all_may_be_put_aside(options, tmp_path, dataset):
     options[dataset] = write(tmp_path / "none.jsonl", [{"input_text": "TL;DR:"}] * 3)
-    with pytest.raises(DataError, match=rf"^{dataset}: 3 of 3 rows \(100.%\) cannot be used, so none is left"):
-        validate(options | {"max_quarantined_share": 1.0}, tmp_path)
+    with pytest.raises(DataError, match=rf"^{dataset}: 3 of 3 rows \(100.%\) cannot be used, .* so none is left"):
+        validate(options | {"checks": {"quarantined": {"limit": 1.0}}}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +151,7 @@ def test_a_wrong_parameter_fails_by_name_before_any_data_is_read(options, tmp_pa
     def reads(*args):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("rlhf.data.sources.Source.rows", reads)
+    monkeypatch.setattr("rlhf.data.sources.Source.blocks", reads)
     with pytest.raises(error, match=says):
         validate(options | change, tmp_path)
 
@@ -181,22 +185,24 @@ def test_no_prompt_is_on_both_sides_and_none_changes_sides_when_rows_are_added(o
     assert 20 < len(more_held_out) < 60
 
 
-def test_the_seed_draws_other_prompts():
+def test_the_seed_draws_other_prompts(options, tmp_path):
     def held_out(seed):
-        rows = [{"prompt": f"{i}"} for i in range(100)]
-        split_by_prompt(rows, Template(), 0.1, seed)
-        return bodies(rows, "eval")
+        validate(options | {"seed": seed}, tmp_path)
+        return bodies(read_dataset(tmp_path / "out" / "preferences", "preferences")[0], "eval")
 
     assert held_out(0) == held_out(0) != held_out(1)
 
 
 @pytest.mark.parametrize("fraction", [0.001, 0.5])
-@pytest.mark.parametrize("count", [2, 3, 4])
-def test_neither_side_of_the_split_is_left_empty(fraction, count):
-    for seed in range(50):
-        rows = [{"prompt": f"{i}"} for i in range(count)]
-        split_by_prompt(rows, Template(), fraction, seed)
+@pytest.mark.parametrize("count", [2, 3])
+def test_neither_side_of_the_split_is_left_empty(options, tmp_path, fraction, count):
+    write(tmp_path / "pairs.jsonl", [pair(f"Post {i}", chosen=f"good {n}") for i in range(count) for n in range(2)])
+    for seed in range(10):
+        metrics = validate(options | {"seed": seed, "preference_eval_fraction": fraction}, tmp_path)
+        rows, _, _ = read_dataset(tmp_path / "out" / "preferences", "preferences")
         assert {row["split"] for row in rows} == {"train", "eval"}
+        assert not bodies(rows, "train") & bodies(rows, "eval")
+        assert metrics["pairs_eval"] == sum(row["split"] == "eval" for row in rows)
 
 
 def test_one_prompt_cannot_be_split(options, tmp_path):
@@ -299,7 +305,10 @@ def test_texts_over_the_sequence_lengths_are_counted_with_the_models_own_tokeniz
     assert "prompts of more than 5 tokens" in page
     assert "33\u00a0%" in page
     assert "not counted" not in page
-    assert "[data_validation] prompts_cut_share_preferences 33\u00a0%" in capsys.readouterr().out
+    said = (
+        "[data_validation] warning: prompts_cut of preferences: 33\u00a0% (95\u00a0% interval 6.1\u00a0% to 79\u00a0%)"
+    )
+    assert said in capsys.readouterr().out
 
 
 def test_an_instruction_that_leaves_no_room_for_a_prompt_fails_before_anything_is_written(options, tmp_path):
@@ -307,7 +316,7 @@ def test_an_instruction_that_leaves_no_room_for_a_prompt_fails_before_anything_i
     options |= {"instruction": "Sum up in few words", "prompt_sequence_length": 7}
     with pytest.raises(DataError, match=r"prompt_sequence_length: 7 tokens leave no room .* 'Sum up in few words'"):
         validate(options, tmp_path)
-    assert not (tmp_path / "out" / "preferences").exists()
+    assert not (tmp_path / "out" / "preferences" / "manifest.json").exists()
     validate(options | {"prompt_sequence_length": 8}, tmp_path)
 
 
@@ -351,24 +360,21 @@ def test_a_hub_without_the_tokenizer_or_out_of_reach_is_a_reason_and_no_error(mo
     assert load_tokenizer("org/model") == (None, said)
 
 
-def test_duplicates_contradictions_and_length_are_counted_and_the_rows_kept():
-    def row(prompt, chosen, rejected):
-        return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
+def test_duplicates_contradictions_and_length_are_found_whitespace_aside(options, tmp_path):
     rows = [
-        row("P", "long", "sho"),
-        row("P ", "long ", "sho"),
-        row("P TL;DR:", "long", "sho"),
-        row("P", "sho", "long"),
-        row("Q", "sho", "long"),
-        row("Q", "one", "two"),
-        row("Q", "two", "one"),
+        pair("P", "long", "sho"),
+        pair("P ", "long ", "sho"),
+        pair("P [summary]:", "long", "sho"),
+        pair("P", "sho", "long"),
+        pair("Q", "sho", "long"),
+        pair("Q", "one", "two"),
+        pair("Q", "two", "one"),
     ]
-    assert pair_findings(rows, Template(suffix="TL;DR:")) == {
-        "duplicate_pairs": 2,
-        "contradictory_pairs": 2,
-        "longer_wins_share": 3 / 5,
-    }
+    rows[2]["input_text"] = "P [summary]:"
+    write(tmp_path / "pairs.jsonl", rows)
+    metrics = validate(options, tmp_path)
+    names = ("duplicate_pairs", "contradictory_pairs", "longer_wins_share", "first_wins_share")
+    assert [metrics[name] for name in names] == [2, 2, 3 / 5, 0]
 
 
 def test_prompts_that_evaluation_shares_are_counted(options, tmp_path):
@@ -469,7 +475,11 @@ def test_the_stage_needs_no_torch_and_nothing_else_that_only_other_stages_need(o
     out = tmp_path / "out"
     job = {
         "options": options,
-        "outputs": {**{name: str(out / name) for name in OUTPUTS}, "report": str(out / "r.html")},
+        "outputs": {
+            **{name: str(out / name) for name in OUTPUTS},
+            "report": str(out / "r.html"),
+            "findings": str(out / "f.json"),
+        },
     }
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     code = (
@@ -485,7 +495,7 @@ def test_the_stage_needs_no_torch_and_nothing_else_that_only_other_stages_need(o
 def test_a_failed_run_from_the_shell_says_one_line_and_exits_with_1(options, tmp_path):
     job = {
         "options": options | {"eval_dataset": "/no/file.jsonl"},
-        "outputs": dict.fromkeys((*OUTPUTS, "report"), "/x"),
+        "outputs": dict.fromkeys((*OUTPUTS, "report", "findings"), "/x"),
     }
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     command = [sys.executable, "-m", "rlhf.data_validation", "--config", str(tmp_path / "job.yaml")]

@@ -1,0 +1,252 @@
+"""From a source's blocks to canonical columns: every row is kept or put in quarantine, and counted either way."""
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rlhf.data.columns import LAYOUTS, convert_columns, fields_of, parse_texts, pick_columns
+from rlhf.data.formats import (
+    FIELDS,
+    Kind,
+    Reason,
+    Shape,
+    Unfit,
+    annotator_field,
+    chosen_position,
+    convert,
+    is_cut_off,
+    own_id,
+    parse,
+    recognise,
+)
+from rlhf.data.parallel import ordered_map
+from rlhf.data.sources import Block, Source
+from rlhf.data.store import SCHEMAS
+from rlhf.errors import DataError
+
+_TEXT = pa.string()
+TEXTS: dict[Kind, tuple[str, ...]] = {
+    "preferences": ("prompt", "chosen", "rejected"),
+    "prompts": ("prompt", "reference"),
+    "demonstrations": ("prompt", "completion"),
+}
+# Where a kept row comes from, before its texts. `position` is which candidate was chosen, where the layout has one.
+ORIGIN = pa.schema(
+    {
+        "file": pa.int32(),
+        "line": pa.int64(),
+        "offset": pa.int64(),
+        "own_id": _TEXT,
+        "annotator": _TEXT,
+        "position": pa.int8(),
+    }
+)
+
+
+@dataclass
+class FileCount:
+    """Where a file's rows went: read = kept + quarantined."""
+
+    read: int = 0
+    kept: int = 0
+    quarantined: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """What became of a block: `kept` has `ORIGIN` and the kind's texts, `quarantined` the store's columns."""
+
+    kept: pa.Table
+    quarantined: pa.Table
+    read: np.ndarray
+    """Rows read by file (position in `Source.files`)."""
+
+
+@dataclass
+class Intake:
+    """Reads one source. `shape` and `counts` grow while `parts` is read."""
+
+    source: Source
+    kind: Kind
+    suffix: str | None
+    """How prompts end, where that is known already."""
+    shape: Shape | None = None
+    """None where no row is a JSON object."""
+    counts: dict[str, FileCount] = field(default_factory=dict)
+    """By file, in the order read."""
+
+    def parts(self, pool: Executor, ahead: int) -> Iterator[Part]:
+        """Every block converted, in order, in the pool's threads.
+
+        Raises:
+            DataError: A file cannot be read (see `Source.blocks`), no row has a known shape, or two shapes are mixed.
+        """
+        self.counts = {file: FileCount() for file in self.source.files}
+        for part in ordered_map(pool, self._convert, self._after_recognition(), ahead):
+            for column, count in (("read", part.read), ("kept", self._by_file(part.kept["file"].to_numpy()))):
+                for index in np.flatnonzero(count).tolist():
+                    tally = self.counts[self.source.files[index]]
+                    setattr(tally, column, getattr(tally, column) + int(count[index]))
+            for file in part.quarantined["file"].to_pylist():
+                self.counts[file].quarantined += 1
+            yield part
+        for file, count in self.counts.items():
+            assert count.read == count.kept + count.quarantined, f"{file}: rows were lost: {count}"
+
+    def move_to_quarantine(self, rows: pa.Table) -> None:
+        """Count rows that were kept and then put aside; `rows` has the quarantine's columns."""
+        for file in rows["file"].to_pylist():
+            self.counts[file].kept -= 1
+            self.counts[file].quarantined += 1
+
+    def _after_recognition(self) -> Iterator[Block]:
+        """The blocks, none before the first row whose shape is known."""
+        waiting: list[Block] = []
+        for block in self.source.blocks():
+            if self.shape is None:
+                waiting.append(block)
+                if not self._recognise(block):
+                    continue
+                yield from waiting
+                waiting.clear()
+            else:
+                yield block
+        if waiting:
+            self._refuse_unknown(waiting)
+            yield from waiting
+
+    def _recognise(self, block: Block) -> bool:
+        for index in range(len(block)):
+            value = _value(block, index)
+            shape = recognise(value) if isinstance(value, dict) else None
+            if shape is not None:
+                self.shape = shape
+                self._first = self._place(block, index)
+                self._annotator = annotator_field(value)
+                layout = LAYOUTS.get((shape, self.kind))
+                self._layout = layout
+                if layout:
+                    self._fields = fields_of(
+                        layout,
+                        type(value.get("id")) is int,
+                        self._annotator,
+                        type(value.get(self._annotator or "")) is int,
+                    )
+                return True
+        return False
+
+    def _refuse_unknown(self, blocks: list[Block]) -> None:
+        for block in blocks:
+            for index in range(len(block)):
+                if isinstance(value := _value(block, index), dict):
+                    known = "; ".join(f"{shape}: {fields}" for shape, fields in FIELDS.items())
+                    raise self.source.error(
+                        self._place(block, index),
+                        f"found the fields {', '.join(value) or '(none)'}, expected one of these shapes: {known}",
+                    )
+
+    def _convert(self, block: Block) -> Part:
+        tables, left = [], np.ones(len(block), bool)
+        if self.shape is not None and self._layout is not None:
+            read = parse_texts if block.text is not None else pick_columns
+            for rows, fields in read(block, self._fields):
+                rows, table = convert_columns(rows, fields, self._layout, self._annotator, self.suffix)
+                left[rows] = False
+                tables.append(self._with_origin(block, rows, table))
+        kept, numbers, quarantined = [], [], []
+        for index in np.flatnonzero(left).tolist():
+            try:
+                kept.append(self._convert_row(block, index))
+                numbers.append(index)
+            except Unfit as unfit:
+                quarantined.append(
+                    {
+                        "file": self.source.files[block.file[index].as_py()],
+                        "line": block.line[index].as_py(),
+                        "offset": block.offset[index].as_py(),
+                        "reason": str(unfit.reason),
+                        "field": unfit.field,
+                        "row": _storable(block.row_text(index)),
+                    }
+                )
+        if kept:
+            schema = pa.schema({name: ORIGIN.field(name).type for name in ("own_id", "annotator", "position")})
+            schema = pa.schema([*schema, *(pa.field(name, _TEXT) for name in TEXTS[self.kind])])
+            table = pa.Table.from_pylist(kept, schema)
+            tables.append(self._with_origin(block, np.array(numbers), table))
+        merged = pa.concat_tables(tables) if tables else self._with_origin(block, np.array([], int), None)
+        if len(tables) > 1:
+            merged = merged.sort_by([("file", "ascending"), ("line", "ascending")])
+        return Part(
+            merged.combine_chunks(),
+            pa.Table.from_pylist(quarantined, SCHEMAS["quarantine"]),
+            self._by_file(block.file.to_numpy()),
+        )
+
+    def _convert_row(self, block: Block, index: int) -> dict[str, Any]:
+        row = block.row_value(index) if block.text is None else self._parse(block, index)
+        shape = recognise(row)
+        if shape is not None and shape != self.shape:
+            raise DataError(
+                f"{self.source.parameter}: two shapes in one source: {self.shape} at {self._first} and {shape} at "
+                f"{self._place(block, index)}; convert one of them"
+            )
+        canonical = convert(row, self.shape, self.kind, self.suffix)
+        who = row.get(self._annotator) if self._annotator else None
+        return {
+            "own_id": own_id(row),
+            "annotator": str(who) if isinstance(who, str | int) else None,
+            "position": chosen_position(row) if self.kind == "preferences" else None,
+            **canonical,
+        }
+
+    def _parse(self, block: Block, index: int) -> dict[str, Any]:
+        text = block.row_text(index)
+        try:
+            return parse(text)
+        except Unfit as unfit:
+            place = self._place(block, index)
+            if unfit.reason is Reason.NOT_JSON and text.strip() == "{":
+                raise self.source.error(
+                    place, "a row spread over several lines, expected one JSON object per line"
+                ) from None
+            at_end = not block.text[index].as_py().endswith("\n")
+            if unfit.reason is Reason.NOT_JSON and at_end and is_cut_off(text):
+                raise self.source.error(place, "the file is cut off within this row; copy it again") from None
+            raise
+
+    def _with_origin(self, block: Block, rows: np.ndarray, table: pa.Table | None) -> pa.Table:
+        names = ["file", "line", "offset", "own_id", "annotator", "position", *TEXTS[self.kind]]
+        if table is None:
+            schema = pa.schema([*ORIGIN, *(pa.field(name, _TEXT) for name in TEXTS[self.kind])])
+            return schema.empty_table()
+        taken = [block.file, block.line, block.offset]
+        if len(rows) < len(block):
+            taken = [column.take(pa.array(rows)) for column in taken]
+        for name, column in zip(("file", "line", "offset"), taken, strict=True):
+            table = table.append_column(name, column)
+        return table.select(names)
+
+    def _by_file(self, files: np.ndarray) -> np.ndarray:
+        return np.bincount(files, minlength=len(self.source.files))
+
+    def _place(self, block: Block, index: int) -> str:
+        return f"{self.source.files[block.file[index].as_py()]}:{block.line[index]}"
+
+
+def _value(block: Block, index: int) -> dict[str, Any] | None:
+    if block.text is None:
+        return block.row_value(index)
+    try:
+        return parse(block.row_text(index))
+    except Unfit:
+        return None
+
+
+def _storable(text: str) -> str:
+    """Text as Parquet can hold it: a lone surrogate becomes the escape it came from."""
+    return text.encode(errors="backslashreplace").decode()

@@ -1,0 +1,162 @@
+"""What is odd about datasets as wholes, found by their keys in the index (`rlhf.data_validation.canonical`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import duckdb
+
+from rlhf.metrics import Share, share
+
+TRAINED_ON = ("prompts", "preferences", "demonstrations")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """About preference pairs, whitespace around texts aside."""
+
+    rows: int
+    prompts: int
+    """Distinct ones."""
+    duplicates: int
+    """Rows beyond the first of the same prompt, chosen and rejected."""
+    contradictions: int
+    """Distinct pairs of candidates labelled both ways."""
+    contradictory: int
+    """Rows that these are."""
+    first_chosen: Share
+    """How often the first candidate as laid out was chosen; of no rows where the shape does not tell."""
+    longer_chosen: Share
+    """How often the longer candidate was chosen, in characters, of pairs unequal in length."""
+    annotators: list["Annotator"]
+    """By rows; empty where the data names none."""
+    duplicate_examples: list[int] = field(default_factory=list)
+    """Numbers of rows."""
+    contradiction_examples: list[int] = field(default_factory=list)
+    """Numbers of rows, two for each contradiction."""
+    longer_examples: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """How often who chose agrees with others about the same two candidates."""
+
+    name: str
+    rows: int
+    agreement: Share
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Evaluation prompts that are also trained on."""
+
+    dataset: str
+    prompts: int
+    """Distinct prompts of the evaluation in `dataset`; of the preferences, in those that are not held out."""
+    of: int
+    """Distinct prompts of the evaluation."""
+    held_out: int = 0
+    """Further ones in the preferences' held-out part, which the reward model is measured on."""
+    examples: list[int] = field(default_factory=list)
+    """Numbers of rows of the evaluation."""
+
+
+def pair_findings(database: duckdb.DuckDBPyConnection) -> Pairs:
+    """Look at the table `preferences`."""
+    rows, first, positioned, longer, unequal = database.execute(
+        """
+        select count(*), count(*) filter (position = 0), count(position), count(*) filter (one_chars > other_chars),
+            count(*) filter (one_chars <> other_chars)
+        from preferences
+        """
+    ).fetchone()
+    database.execute(
+        """
+        create or replace temp table labels as
+        select prompt_key, one_key, other_key, count(*) as rows, min(number) as number, max(number) as last
+        from preferences group by all
+        """
+    )
+    prompts, distinct = database.execute("select count(distinct prompt_key), count(*) from labels").fetchone()
+    both = """
+        from labels as a join labels as b
+        on a.prompt_key = b.prompt_key and a.one_key = b.other_key and a.other_key = b.one_key
+        where a.one_key < a.other_key
+    """
+    contradictions, contradictory = database.execute(
+        f"select count(*), coalesce(sum(a.rows + b.rows), 0) {both}"
+    ).fetchone()
+    return Pairs(
+        rows=rows,
+        prompts=prompts,
+        duplicates=rows - distinct,
+        contradictions=contradictions,
+        contradictory=int(contradictory),
+        first_chosen=share(first, positioned),
+        longer_chosen=share(longer, unequal),
+        annotators=_annotators(database),
+        duplicate_examples=_numbers(
+            database,
+            "select unnest([number, last]) from (from labels where rows > 1 order by rows desc, number limit 1)",
+        ),
+        contradiction_examples=_numbers(
+            database, f"select unnest([n, m]) from (select a.number as n, b.number as m {both} order by n limit 1)"
+        ),
+        longer_examples=_numbers(
+            database, "select number from preferences order by one_chars - other_chars desc, number limit 2"
+        ),
+    )
+
+
+def overlaps(database: duckdb.DuckDBPyConnection, eval_fraction: float) -> list[Overlap]:
+    """Which prompts of the table `evaluation` are in each of those that are trained on."""
+    of = database.execute("select count(distinct prompt_key) from evaluation").fetchone()[0]
+    found = []
+    for name in TRAINED_ON:
+        trained = "draw >= $1" if name == "preferences" else "draw >= 0 or $1 is null"
+        both = f"from evaluation where prompt_key in (select prompt_key from {name} where {trained})"
+        prompts = database.execute(f"select count(distinct prompt_key) {both}", [eval_fraction]).fetchone()[0]
+        held_out = 0
+        if name == "preferences":
+            anywhere = "from evaluation where prompt_key in (select prompt_key from preferences)"
+            held_out = database.execute(f"select count(distinct prompt_key) {anywhere}").fetchone()[0] - prompts
+        examples = _numbers(database, f"select number {both} order by number limit 2", [eval_fraction])
+        found.append(Overlap(name, prompts, of, held_out, examples))
+    return found
+
+
+def lengths(database: duckdb.DuckDBPyConnection, dataset: str, column: str, most: int) -> list[int]:
+    """Characters of a dataset's texts: of all, or of the `most` whose prompts' keys are lowest."""
+    return _numbers(
+        database, f"select {column} from {dataset} where {column} is not null order by prompt_key, number limit {most}"
+    )
+
+
+def sample(database: duckdb.DuckDBPyConnection, dataset: str, most: int) -> list[int]:
+    """Numbers of all rows, or of `most` drawn by a hash, ascending."""
+    return _numbers(
+        database,
+        f"from (select number from {dataset} order by hash(prompt_key, number), number limit {most}) order by 1",
+    )
+
+
+def _annotators(database: duckdb.DuckDBPyConnection) -> list[Annotator]:
+    found = database.execute(
+        """
+        with votes as (
+            select annotator, prompt_key, least(one_key, other_key) as a, greatest(one_key, other_key) as b,
+                one_key < other_key as vote
+            from preferences where annotator is not null
+        ), compared as (
+            select x.annotator, count(*) filter (x.vote = y.vote) as agreed, count(*) as compared
+            from votes as x join votes as y using (prompt_key, a, b) where x.annotator <> y.annotator
+            group by x.annotator
+        )
+        select annotator, count(*) as rows, any_value(coalesce(agreed, 0)), any_value(coalesce(compared, 0))
+        from votes left join compared using (annotator) group by annotator order by rows desc, annotator
+        """
+    ).fetchall()
+    return [Annotator(name, rows, share(agreed, compared)) for name, rows, agreed, compared in found]
+
+
+def _numbers(database: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[float] = ()) -> list[int]:
+    return [number for (number,) in database.execute(query, list(parameters)).fetchall()]

@@ -1,0 +1,155 @@
+"""Private data in texts, which a model that is trained on them can learn to say: found, counted and shown masked."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from phonenumbers import Leniency, PhoneNumberMatcher, PhoneNumberType, number_type
+
+EMAIL = "e-mail address"
+PHONE = "phone number"
+
+# An address as people write it, ASCII only: the local part and labels have the lengths of RFC 5321 and RFC 1035, the
+# domain ends in a word of letters. RFC 5322 allows more, of which next to nothing is ever meant as an address.
+_EMAIL = re.compile(
+    r"(?<![\w.%+-])([a-z0-9_][\w.%+-]{0,63})@((?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,8})([a-z]{2,24})(?![\w-])",
+    re.ASCII | re.IGNORECASE,
+)
+
+# What a phone number looks like at least: libphonenumber decides, but takes a hundred times as long to say no. Without
+# a country, ten digits or more in two or three groups of at least three; what stands before them is left to it.
+_GAP = r"[^\w\n,;:=*+]"
+_INTERNATIONAL = re.compile(rf"[+＋]{_GAP}?\d(?:{_GAP}{{0,4}}\d){{6}}")
+_NATIONAL = re.compile(
+    rf"(?<!\d)(?=\d(?:{_GAP}{{0,4}}\d){{9}})\d{{3,6}}{_GAP}{{1,4}}(?:\d{{3,4}}{_GAP}{{1,4}})?\d{{3,6}}(?!\d)"
+)
+# Candidates without success, after which libphonenumber gives a text up: so many digits are a table, not a number.
+_TRIES = 100
+# Where numbers written without a country are looked for: North America as a whole shares the plan of the US.
+NATIONAL_REGIONS = ("US", "GB")
+# Lines of companies and helplines.
+_NOBODYS = {PhoneNumberType.TOLL_FREE, PhoneNumberType.PREMIUM_RATE, PhoneNumberType.SHARED_COST, PhoneNumberType.UAN}
+
+
+@dataclass(frozen=True)
+class KeyFormat:
+    """A published format of keys."""
+
+    kind: str
+    prefixes: tuple[str, ...]
+    """A key begins with one of them, which is all that is shown of it; a text without any has none."""
+    rest: str
+    """What follows the prefix, as a regular expression."""
+
+
+# Lengths are those of gitleaks 8 (config/gitleaks.toml) where the publisher names none.
+KEY_FORMATS = (
+    # docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html: long-term and temporary keys, base 32
+    KeyFormat("AWS access key id", ("AKIA", "ASIA"), r"[A-Z2-7]{16}(?![A-Z0-9])"),
+    # github.blog/engineering/behind-githubs-new-authentication-token-formats; installation tokens as GitHub recommends
+    # since they may be JWTs: github.blog/changelog/2026-05-15-github-app-installation-tokens-per-request-override-header
+    KeyFormat("GitHub token", ("ghp_", "gho_", "ghu_", "ghr_"), r"[A-Za-z0-9]{36}"),
+    KeyFormat("GitHub token", ("ghs_",), r"[\w.-]{36}"),
+    KeyFormat("GitHub token", ("github_pat_",), r"\w{82}"),
+    # cloud.google.com/docs/authentication/api-keys shows one
+    KeyFormat("Google API key", ("AIza",), r"[\w-]{35}"),
+    # docs.slack.dev/authentication/tokens
+    KeyFormat("Slack token", ("xoxb-", "xoxp-", "xoxe-", "xoxe.xoxb-", "xoxe.xoxp-", "xapp-"), r"\d[A-Za-z0-9-]{20}"),
+    # gitleaks, rule openai-api-key: T3BlbkFJ is "OpenAI" in base 64
+    KeyFormat("OpenAI API key", ("sk-proj-", "sk-svcacct-", "sk-admin-"), r"[\w-]{20,100}T3BlbkFJ[\w-]{20}"),
+    KeyFormat("OpenAI API key", ("sk-",), r"[A-Za-z0-9]{20}T3BlbkFJ[A-Za-z0-9]{20}"),
+    # gitleaks, rules anthropic-api-key and anthropic-admin-api-key
+    KeyFormat("Anthropic API key", ("sk-ant-api", "sk-ant-admin"), r"\d\d-[\w-]{93}AA"),
+    # gitleaks, rule huggingface-access-token
+    KeyFormat("Hugging Face token", ("hf_",), r"[A-Za-z0-9]{34}(?![A-Za-z0-9])"),
+    # RFC 7468 for PEM, RFC 9580 section 6.2 for OpenPGP: after the header line and, at times, headers, a line of base 64
+    KeyFormat(
+        "private key",
+        ("-----BEGIN ",),
+        r"(?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----[\s\S]{1,300}?[A-Za-z0-9+/]{40}",
+    ),
+    # RFC 7519: two JSON objects ("eyJ" is '{"' in base 64) and a signature
+    KeyFormat("JSON web token", ("eyJ",), r"[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10}"),
+)
+_KEYS = [
+    (form, re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, form.prefixes))}){form.rest}", re.ASCII))
+    for form in KEY_FORMATS
+]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something private in a text, without what is private about it."""
+
+    kind: str
+    """`EMAIL`, `PHONE` or the kind of one of `KEY_FORMATS`."""
+    index: int
+    """Position of the text."""
+    masked: str
+    """Enough to find it in the text, too little to restore it: `j…@e…com`, `+1 … 42`, `AKIA…`."""
+
+
+@dataclass(frozen=True)
+class PrivateData:
+    """What `find_private` found."""
+
+    findings: tuple[Finding, ...]
+    """By text; what stands in a text twice is there once."""
+
+    @property
+    def texts(self) -> dict[str, int]:
+        """{kind: texts with at least one}, the most frequent first."""
+        once = dict.fromkeys((finding.kind, finding.index) for finding in self.findings)
+        return dict(Counter(kind for kind, _ in once).most_common())
+
+
+def find_private(texts: Iterable[str]) -> PrivateData:
+    """Find e-mail addresses, phone numbers and keys.
+
+    Phone numbers are those that Google's libphonenumber holds to be in use: with "+" and a country code those of every
+    country (its leniency VALID); without, those of North America and the United Kingdom, and only if they are grouped
+    as people there write them (STRICT_GROUPING, with a separator), for other digits are valid numbers, too often:
+    "12345678910" and "23 45 67 89 01" are some of Ohio. Toll-free and other service lines are nobody's, and left out.
+
+    Names, addresses and everything else that only a reader would recognise are not looked for.
+    """
+    return PrivateData(
+        tuple(
+            Finding(kind, index, masked)
+            for index, text in enumerate(texts)
+            for kind, masked in (*_emails(text), *_phones(text), *_keys(text))
+        )
+    )
+
+
+def _emails(text: str) -> Iterator[tuple[str, str]]:
+    if "@" in text:
+        for local, domain, top in dict.fromkeys(_EMAIL.findall(text)):
+            yield EMAIL, f"{_first(local)}…@{_first(domain[:-1])}…{top}"
+
+
+def _phones(text: str) -> Iterator[tuple[str, str]]:
+    found = []
+    if _INTERNATIONAL.search(text):
+        found += PhoneNumberMatcher(text, None, Leniency.VALID, _TRIES)
+    if _NATIONAL.search(text):
+        for region in NATIONAL_REGIONS:
+            matches = PhoneNumberMatcher(text, region, Leniency.STRICT_GROUPING, _TRIES)
+            found += (match for match in matches if not match.raw_string.isdecimal())
+    numbers = {(match.number.country_code, match.number.national_number): match.number for match in found}
+    for (country_code, national_number), number in numbers.items():
+        if number_type(number) not in _NOBODYS:
+            yield PHONE, f"+{country_code} … {national_number % 100:02}"
+
+
+def _keys(text: str) -> Iterator[tuple[str, str]]:
+    for form, pattern in _KEYS:
+        if any(prefix in text for prefix in form.prefixes):
+            prefixes = {match.group(): match[1] for match in pattern.finditer(text)}
+            yield from ((form.kind, f"{prefix}…") for prefix in prefixes.values())
+
+
+def _first(part: str) -> str:
+    """The first character, unless it says too much of so short a part."""
+    return part[0] if len(part) > 2 else ""

@@ -1,0 +1,359 @@
+"""From files to canonical rows and the quarantine: nothing lost, nothing miscounted."""
+
+import gzip
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf.data import sources
+from rlhf.data.columns import FEWEST_ROWS, LAYOUTS
+from rlhf.data.formats import Shape, Unfit, chosen_position, convert, own_id, parse, recognise
+from rlhf.data.intake import Intake
+from rlhf.errors import DataError
+from tests.intake import convert_source, read_source, write_rows
+
+VERTEX = {"input_text": "A post.", "candidate_0": "the first", "candidate_1": "the second", "choice": 1}
+TRL = {"prompt": "P", "chosen": "one", "rejected": "zero"}
+GOOD = json.dumps(VERTEX)
+
+
+def test_nothing_is_lost_and_the_quarantine_holds_rows_whole(tmp_path):
+    lines = ["{}", "no json", json.dumps(TRL), "5", '{"prompt":  "P",  "chosen": "x"}', "null", json.dumps(TRL)]
+    a = write_rows(tmp_path / "a.jsonl", lines)
+    b = write_rows(tmp_path / "b.jsonl", [TRL])
+    result = read_source(tmp_path / "*.jsonl")
+    assert {file: (c.read, c.kept, c.quarantined) for file, c in result.counts.items()} == {a: (7, 2, 5), b: (1, 1, 0)}
+    assert [(q["file"], q["line"], q["reason"], q["field"], q["row"]) for q in result.quarantined] == [
+        (a, 1, "missing_field", "prompt", "{}"),
+        (a, 2, "not_json", "", "no json"),
+        (a, 4, "not_json", "", "5"),
+        (a, 5, "missing_field", "rejected", lines[4]),
+        (a, 6, "not_json", "", "null"),
+    ]
+    content = Path(a).read_bytes()
+    for q in result.quarantined:
+        assert content[q["offset"] :].startswith(q["row"].encode() + b"\n")
+
+
+def test_two_shapes_in_one_source_are_an_error_naming_both(tmp_path):
+    rows = [TRL, TRL, VERTEX]
+    with pytest.raises(
+        DataError, match=r"^preference_dataset: .*TRL / CarperAI at .*a.jsonl:1 and Vertex text at .*a.jsonl:3"
+    ):
+        read_source(write_rows(tmp_path / "a.jsonl", rows))
+
+
+def test_unknown_fields_are_an_error_naming_them_and_the_known_shapes(tmp_path):
+    rows = ["?", {"question": "a", "answer": "b"}]
+    with pytest.raises(
+        DataError, match=r"a.jsonl:2: found the fields question, answer, expected .* Vertex text: .*HH-RLHF"
+    ):
+        read_source(write_rows(tmp_path / "a.jsonl", rows))
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "says"),
+    [
+        (GOOD + "\n" + GOOD[:-1], 2, "cut off"),
+        (GOOD + "\n" + GOOD[:30], 2, "cut off"),
+        (GOOD + "\n" + GOOD.replace(": 1}", ": tru"), 2, "cut off"),
+        (json.dumps(VERTEX, indent=1), 1, "spread over several lines"),
+    ],
+)
+def test_a_file_that_ends_within_a_row_or_lays_rows_out_on_lines_is_an_error(tmp_path, content, line, says):
+    (tmp_path / "a.jsonl").write_text(content)
+    (tmp_path / "b.jsonl").write_text(GOOD)
+    with pytest.raises(DataError, match=rf"^preference_dataset: .*a.jsonl:{line}: .*{says}"):
+        read_source(tmp_path / "*.jsonl")
+
+
+def test_ids_are_the_rows_own_or_of_the_content_and_never_twice_the_same(tmp_path):
+    def ids(*rows):
+        read = read_source(write_rows(tmp_path / "a.jsonl", rows))
+        return [row["id"] for row in read.rows], read.repeated_ids
+
+    given_ids, repeated = ids(
+        TRL, TRL | {"id": "x"}, TRL, TRL | {"id": "x"}, TRL | {"id": " "}, TRL | {"id": [7]}, TRL | {"id": "x-2"}
+    )
+    content = given_ids[0]
+    assert given_ids == [content, "x", f"{content}-2", "x-3", f"{content}-3", f"{content}-4", "x-2"]
+    assert repeated == 1
+    assert ids(*(TRL | {"id": name} for name in ("x-2", "x", "x", "x")))[0] == ["x-2", "x", "x-3", "x-4"]
+    assert ids(*(TRL | {"id": name} for name in (7, 8, 7, True)))[0] == ["7", "8", "7-2", content]
+    assert ids(TRL | {"chosen": "other"})[0] != [content]
+
+
+def test_ids_are_unique_across_blocks_and_the_same_however_blocks_are_cut(tmp_path, monkeypatch):
+    path = write_rows(tmp_path / "a.jsonl", [TRL | {"rejected": f"zero {n % 50}"} for n in range(400)])
+    whole = read_source(path)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 700)
+    cut = read_source(path)
+    assert cut.rows == whole.rows
+    assert len({row["id"] for row in cut.rows}) == 400
+
+
+def test_the_columns_of_parquet_are_read_like_lines(tmp_path):
+    rows = [VERTEX | {"choice": n % 2, "input_text": f"Post {n}."} for n in range(100)] + [VERTEX | {"choice": None}]
+    lines = read_source(write_rows(tmp_path / "a.jsonl", rows))
+    types = (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.int8())
+    for schema in (None, pa.schema(zip(VERTEX, types, strict=True))):
+        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+        parquet = read_source(tmp_path / "a.parquet")
+        assert parquet.rows == lines.rows
+        assert [(q["line"], q["offset"], q["reason"]) for q in parquet.quarantined] == [(101, None, "bad_choice")]
+        assert json.loads(parquet.quarantined[0]["row"]) == rows[-1]
+
+
+# Damage, each of one kind
+
+
+def damaged(line: str) -> tuple[str, str, str]:
+    """Reason, field and text in quarantine of a row among good ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.jsonl")
+        path.write_bytes(b"\n".join([GOOD.encode()] * 20 + [line.encode()] + [GOOD.encode()] * 20) + b"\n")
+        read = read_source(path)
+    (row,) = read.quarantined
+    assert (row["line"], row["offset"]) == (21, 20 * (len(GOOD) + 1))
+    assert len(read.rows) == 40
+    return row["reason"], row["field"], row["row"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "field"),
+    [
+        ("no json", "not_json", ""),
+        (GOOD[:-9], "not_json", ""),
+        (GOOD + ",", "not_json", ""),
+        (GOOD + GOOD, "not_json", ""),
+        (f"[{GOOD}]", "not_json", ""),
+        (GOOD.replace("A post.", "A \0 post."), "not_json", ""),
+        (GOOD.replace("A post.", "A \t post."), "not_json", ""),
+        (GOOD.replace(": 1}", ': 1, "input_text": "Another post."}'), "duplicate_field", "input_text"),
+        (GOOD.replace(": 1}", ': 1, "choice": 0}'), "duplicate_field", "choice"),
+        (GOOD.replace("A post.", "A \\ud800 post."), "not_text", "input_text"),
+        (GOOD.replace('"A post."', "5"), "not_text", "input_text"),
+        (GOOD.replace('"the first"', "5.5"), "not_text", "candidate_0"),
+        (GOOD.replace('"the first"', "NaN"), "not_text", "candidate_0"),
+        (GOOD.replace('"the first"', "null"), "missing_field", "candidate_0"),
+        (GOOD.replace('"the first"', '["the first"]'), "not_text", "candidate_0"),
+        (GOOD.replace(": 1}", ': "1"}'), "bad_choice", "choice"),
+        (GOOD.replace(": 1}", ": 2}"), "bad_choice", "choice"),
+        (GOOD.replace(": 1}", ": -1}"), "bad_choice", "choice"),
+        (GOOD.replace(": 1}", ": 0.5}"), "bad_choice", "choice"),
+        (GOOD.replace(": 1}", ": null}"), "bad_choice", "choice"),
+        (GOOD.replace(": 1}", ": true}"), "bad_choice", "choice"),
+        (GOOD.replace(": 1}", ": NaN}"), "bad_choice", "choice"),
+        (GOOD.replace(": 1}", ": Infinity}"), "bad_choice", "choice"),
+        (GOOD.replace(', "choice": 1', ""), "missing_field", "choice"),
+        (GOOD.replace("the first", " \u3000\u2028"), "blank_candidate", "chosen"),
+        (GOOD.replace("A post.", "\xa0"), "blank_prompt", "prompt"),
+        (GOOD.replace("the second", "TL;DR:"), "bare_suffix", "chosen"),
+        (GOOD.replace("the second", "[größe]:"), "bare_suffix", "chosen"),
+        (GOOD.replace("the second", " the first "), "equal_candidates", ""),
+        (GOOD.replace("A post.", "x" * (4 << 20)), "too_long", ""),
+        (GOOD.replace(": 1}", ': 2, "extra": ' + "[" * 9000 + "]" * 9000 + "}"), "not_json", ""),
+    ],
+)
+def test_a_damaged_row_is_put_aside_alone_and_whole(line, reason, field):
+    if reason == "blank_candidate":
+        field = "rejected"
+    assert damaged(line) == (reason, field, line)
+
+
+def test_numbers_that_mean_0_and_1_are_choices(tmp_path):
+    for choice, chosen in (("1", "the second"), ("1.0", "the second"), ("0", "the first"), ("-0.0", "the first")):
+        path = tmp_path / "a.jsonl"
+        path.write_text(GOOD.replace(": 1}", f": {choice}}}") + "\n")
+        assert [row["chosen"] for row in read_source(path).rows] == [chosen]
+
+
+def test_one_line_of_50_mb_is_put_aside_whole_and_what_follows_is_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(GOOD + "\n" + GOOD.replace("A post.", "x" * 50_000_000) + "\n" + GOOD + "\n")
+    read = read_source(path)
+    assert (len(read.rows), [(q["line"], q["reason"]) for q in read.quarantined]) == (2, [(2, "too_long")])
+    assert len(read.quarantined[0]["row"]) == len(GOOD) + 50_000_000 - len("A post.")
+
+
+def test_a_file_that_is_one_endless_line_is_an_error_and_not_held_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "LONGEST_LINE_BYTES", 1 << 20)
+    (tmp_path / "a.jsonl").write_text(GOOD + "\n" + " " * (20 << 20))
+    with pytest.raises(DataError, match=r"a.jsonl:2: a line of more than 1,048,576 bytes, expected one JSON object"):
+        read_source(tmp_path / "a.jsonl")
+
+
+def test_ten_thousand_tiny_shards_are_read_in_order(tmp_path):
+    for n in range(10_000):
+        (tmp_path / f"{n:05}.jsonl").write_text(json.dumps(VERTEX | {"input_text": f"Post {n}."}))
+    read = read_source(tmp_path / "*.jsonl")
+    assert [row["prompt"] for row in read.rows] == [f"Post {n}." for n in range(10_000)]
+    assert all((c.read, c.kept) == (1, 1) for c in read.counts.values())
+
+
+def test_a_file_that_vanishes_after_it_was_listed_is_named(tmp_path):
+    write_rows(tmp_path / "a.jsonl", [VERTEX])
+    gone = write_rows(tmp_path / "b.jsonl", [VERTEX])
+    intake = Intake(sources.Source(str(tmp_path / "*.jsonl"), "preference_dataset"), "preferences", None)
+    os.remove(gone)
+    with pytest.raises(DataError, match=r"^preference_dataset: .*b.jsonl: was there when the files were listed"):
+        list(intake.source.blocks())
+
+
+def test_rows_can_be_read_again_by_their_lines(tmp_path):
+    lines = [GOOD, "", "no json", json.dumps(TRL)]
+    plain = write_rows(tmp_path / "a.jsonl", lines)
+    packed = tmp_path / "b.jsonl.gz"
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    source = sources.Source(f"{plain},{packed}", "x")
+    assert list(source.texts({plain: {3}, str(packed): {1, 4}})) == [
+        (plain, 3, "no json"),
+        (str(packed), 1, GOOD),
+        (str(packed), 4, json.dumps(TRL)),
+    ]
+
+
+# Random rows and random damage
+
+texts = st.text(max_size=30) | st.sampled_from(["TL;DR:", " ", "a b", "[x]:", "größe:", "\ud800", "\0", "x" * 40, ":"])
+junk = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(texts, max_size=2) | st.just({"a": 1})
+rows = st.fixed_dictionaries(
+    {"input_text": texts | junk, "candidate_0": texts, "candidate_1": texts, "choice": st.sampled_from([0, 1, 1.0]) | junk},
+    optional={
+        "id": texts | st.integers(),
+        "worker": texts | st.integers(-9, 9),
+        "output_text": texts | junk,
+        "chosen": st.none() | texts,
+        "extra": junk,
+    },
+)
+trl_rows = st.fixed_dictionaries(
+    {"prompt": texts, "chosen": texts | junk, "rejected": texts},
+    optional={"completion": texts | junk, "label": texts | junk, "id": texts | st.integers(), "extra": junk},
+)
+
+
+@st.composite
+def damaged_lines(draw, kind):
+    lines = []
+    for row in draw(st.lists(kind, min_size=1, max_size=3 * FEWEST_ROWS)):
+        line = json.dumps(row, ensure_ascii=draw(st.booleans())).encode(errors="replace").decode()
+        damage = draw(st.integers(0, 9))
+        place = draw(st.integers(0, len(line)))
+        if damage == 0:
+            line = line[:place] + draw(st.text(max_size=3)) + line[place:]
+        elif damage == 1:
+            line = line[:place] + line[place + 1 :]
+        elif damage == 2:
+            line = f" {line} \t"
+        lines.append(line.encode(errors="replace").decode().replace("\n", " ").replace("\r", " "))
+    return lines
+
+
+def by_row(lines, kind, shape):
+    """What the rules say of each line, one by one: (line, texts) of those kept, (line, reason, field) of others."""
+    kept, aside = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse(line)
+            if recognise(row) not in (None, shape):
+                return None
+            kept.append((number, own_id(row), chosen_position(row), convert(row, shape, kind)))
+        except Unfit as unfit:
+            aside.append((number, str(unfit.reason), unfit.field))
+    return kept, aside
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("shape", [Shape.VERTEX_TEXT, Shape.TRL])
+@pytest.mark.parametrize("kind", ["preferences", "prompts", "demonstrations"])
+def test_columns_say_of_random_rows_and_damage_what_the_rules_say_row_by_row(shape, kind, data):
+    assert (shape, kind) in LAYOUTS
+    first = VERTEX | {"output_text": "x y"} if shape is Shape.VERTEX_TEXT else TRL | {"completion": "x y"}
+    drawn = data.draw(damaged_lines(rows if shape is Shape.VERTEX_TEXT else trl_rows))
+    lines = [json.dumps(first), *drawn, json.dumps(first)]
+    expected = by_row(lines, kind, shape)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_rows(Path(folder, "a.jsonl"), lines)
+        if expected is None:
+            with pytest.raises(DataError, match="two shapes"):
+                convert_source(path, kind)
+            return
+        kept, aside = expected
+        read = convert_source(path, kind)
+    assert [(q["line"], q["reason"], q["field"]) for q in read.quarantined] == aside
+    assert [{name: row[name] for name in canonical} for row, (*_, canonical) in zip(read.rows, kept, strict=True)] == [
+        canonical for *_, canonical in kept
+    ]
+    (count,) = read.counts.values()
+    assert (count.read, count.kept) == (len(kept) + len(aside), len(kept))
+    for row, (_, own, *_) in zip(read.rows, kept, strict=True):
+        assert row["own_id"] == own
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_random_bytes_are_read_or_refused_with_one_line_and_never_crash(content, place):
+    good = (GOOD + "\n").encode() * 3
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.jsonl")
+        path.write_bytes(good[:place] + content + good[place:])
+        said, read = "preference_dataset: ", None
+        try:
+            read = convert_source(path)
+        except DataError as error:
+            said = str(error)
+    assert said.startswith("preference_dataset: ")
+    assert "\n" not in said
+    if read is not None:
+        (count,) = read.counts.values()
+        assert count.read == count.kept + count.quarantined
+        assert (count.kept, count.quarantined) == (len(read.rows), len(read.quarantined))
+
+
+# Real files
+
+REAL = [
+    ("vertex_text/preference.jsonl", "preferences", Shape.VERTEX_TEXT, 600, {163: "blank_candidate"}),
+    ("vertex_text/course_preference.jsonl", "preferences", Shape.VERTEX_TEXT, 5, {}),
+    ("vertex_text/course_prompt.jsonl", "prompts", Shape.VERTEX_TEXT, 6, {}),
+    ("vertex_text/eval_with_references.jsonl", "prompts", Shape.VERTEX_TEXT, 14, {}),
+    ("vertex_text/eval_with_references.jsonl", "demonstrations", Shape.VERTEX_TEXT, 14, {}),
+    ("carperai/comparisons.jsonl", "preferences", Shape.TRL, 50, {}),
+    ("carperai/tldr_train.jsonl", "demonstrations", Shape.TRL, 44, {}),
+    ("carperai/tldr_test.jsonl", "prompts", Shape.TRL, 45, {}),
+    ("openai/comparisons_edit_b2.json", "preferences", Shape.OPENAI_COMPARISONS, 5, {}),
+]
+
+
+@pytest.fixture
+def real_data() -> str:
+    folder = os.environ.get("RLHF_REAL_DATA")
+    if not folder:
+        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
+    return folder
+
+
+@pytest.mark.parametrize(("file", "kind", "shape", "rows", "quarantined"), REAL)
+def test_real_files_are_recognised_and_converted(real_data, file, kind, shape, rows, quarantined):
+    result = read_source(f"{real_data}/{file}", kind)
+    assert result.shape is shape
+    assert len(result.rows) == rows - len(quarantined)
+    assert {q["line"]: q["reason"] for q in result.quarantined} == quarantined
+
+
+def test_a_real_openai_post_is_laid_out_as_carperai_does(real_data):
+    rows = read_source(f"{real_data}/openai/comparisons_edit_b2.json").rows
+    assert rows[0]["prompt"].startswith("SUBREDDIT: r/relationships\n\nTITLE: Me [27 F] with my boyfriend")
+    assert rows[0]["prompt"].endswith("his pace of talking?\n\nTL;DR:")
+    assert rows[0]["chosen"].endswith("how do I deal with this?")
