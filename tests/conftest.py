@@ -42,6 +42,32 @@ def bert_folder(tmp_path_factory) -> Path:
     return folder
 
 
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def chat_folder(llama_folder, tmp_path_factory) -> Path:
+    """The causal policy with a chat template; its tokenizer begins every text with BOS, and so does the template."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    model = LlamaForCausalLM.from_pretrained(llama_folder)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(params=["llama", "t5"])
 def policy_folder(request) -> Path:
     """A policy of either architecture."""

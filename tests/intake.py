@@ -12,7 +12,8 @@ from rlhf.data.intake import FileCount, Intake
 from rlhf.data.sources import Source
 from rlhf.data.store import read_dataset
 from rlhf.data.template import Template
-from rlhf.data_validation.canonical import open_database, write_canonical
+from rlhf.data_validation.canonical import write_canonical
+from rlhf.data_validation.index import Index
 
 
 @dataclass
@@ -28,8 +29,7 @@ def read_source(uris: str | Path, kind: Kind = "preferences", suffix: str | None
     """Every row of a source, converted and written and read again, or put in quarantine."""
     intake = Intake(Source(str(uris), "preference_dataset"), kind, suffix)
     quarantined = []
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        database = open_database(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool, Index(folder) as index:
 
         def parts():
             for part in intake.parts(pool, 3):
@@ -37,8 +37,7 @@ def read_source(uris: str | Path, kind: Kind = "preferences", suffix: str | None
                 yield part
 
         template = Template(suffix=suffix or "")
-        written = write_canonical("rows", kind, parts(), f"{folder}/d", template, 0.1, 0, database, pool, 3)
-        database.close()
+        written = write_canonical("rows", kind, parts(), f"{folder}/d", template, 0.1, 0, index, pool, 3)
         rows, _, _ = read_dataset(f"{folder}/d", kind)
     return Read(rows, quarantined, intake.counts, intake.shape, written.repeated_ids)
 

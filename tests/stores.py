@@ -1,11 +1,12 @@
-"""Stores for tests: real servers on loopback behind every protocol that data_validation reads, which can be made to fail.
+"""Stores for tests: real servers on loopback behind every protocol that data_validation reads.
 
-Each store holds three buckets (a bucket, a repository of the Hub, a folder of a web server): `bucket`, in which files are
-put, `private`, to which access is denied, and `none`, which does not exist.
+Each holds two buckets (on the Hub, repositories; on a web server, folders): `bucket`, and `private`, to which access is
+denied.
 """
 
 import contextlib
 import json
+import math
 import re
 import socket
 import threading
@@ -14,9 +15,11 @@ from collections.abc import Iterator
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
 import boto3
+from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers.buckets import create_bucket
 from gcp_storage_emulator.server import RequestHandler as EmulatorHandler
 from gcp_storage_emulator.storage import Storage
@@ -26,9 +29,10 @@ SECRET = "a-secret-of-the-environment"
 
 
 class Door:
-    """A port through which a server is reached until it is shut: as if the server had gone, whoever is still inside."""
+    """A port through which a server is reached until it is shut: then it is gone, for whoever was inside too."""
 
     def __init__(self, server_port: int):
+        self.requests = 0
         self._server = ("127.0.0.1", server_port)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
@@ -47,32 +51,37 @@ class Door:
                 guest = self._listener.accept()[0]
                 host = socket.create_connection(self._server)
                 self._sockets += [guest, host]
+                for each in (guest, host):
+                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 for pair in ((guest, host), (host, guest)):
                     threading.Thread(target=self._carry, args=pair, daemon=True).start()
 
-    @staticmethod
-    def _carry(source: socket.socket, target: socket.socket) -> None:
+    def _carry(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while content := source.recv(1 << 16):
+                self.requests += target.getpeername() == self._server  # one without a body comes in one piece
                 target.sendall(content)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)
 
 
 class Store:
-    """Files of one protocol.
-
-    Attributes:
-        prefix: What stands before `bucket/name` in a URI.
-        environment: What a user sets to use such a store.
-    """
+    """Files under the URIs of one protocol."""
 
     prefix: str
+    """What stands before bucket and name in a URI."""
     environment: dict[str, str]
+    """What a user sets to have URIs of this protocol lead here."""
 
     def __init__(self, server_port: int):
         self.door = Door(server_port)
         self.endpoint = f"http://127.0.0.1:{self.door.port}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.door.shut()
 
     def uri(self, name: str, bucket: str = "bucket") -> str:
         return f"{self.prefix}{bucket}/{name}"
@@ -97,7 +106,6 @@ class S3Store(Store):
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        # The store's owner goes round the door, so that it can be shut first.
         self._owner = boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{server_port}",
@@ -107,13 +115,8 @@ class S3Store(Store):
         )
         for bucket in ("bucket", "private"):
             self._owner.create_bucket(Bucket=bucket)
-        denied = {
-            "Effect": "Deny",
-            "Principal": "*",
-            "Action": "s3:GetObject",
-            "Resource": "arn:aws:s3:::private/*",
-        }
-        policy = {"Version": "2012-10-17", "Statement": [denied]}
+        deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::private/*"}
+        policy = {"Version": "2012-10-17", "Statement": [deny]}
         self._owner.put_bucket_policy(Bucket="private", Policy=json.dumps(policy))
 
     def put(self, name: str, content: bytes, bucket: str = "bucket") -> None:
@@ -131,19 +134,13 @@ class GsStore(Store):
     def __init__(self, server_port: int):
         super().__init__(server_port)
         self.environment = {"STORAGE_EMULATOR_HOST": self.endpoint, "NO_GCE_CHECK": "true"}
-        self._owner = f"http://127.0.0.1:{server_port}"
+        self._server = f"http://127.0.0.1:{server_port}"
 
     def put(self, name: str, content: bytes, bucket: str = "bucket") -> None:
-        url = f"{self._owner}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(name, safe='')}"
-        self._ask(urllib.request.Request(url, content, {"Content-Type": "application/octet-stream"}))
+        _ask("POST", f"{self._server}/upload/storage/v1/b/{bucket}/o?uploadType=media&name={quote(name)}", content)
 
     def delete(self, name: str) -> None:
-        self._ask(urllib.request.Request(f"{self._owner}/storage/v1/b/bucket/o/{quote(name, safe='')}", method="DELETE"))
-
-    @staticmethod
-    def _ask(request: urllib.request.Request) -> None:
-        with urllib.request.urlopen(request, timeout=10):
-            pass
+        _ask("DELETE", f"{self._server}/storage/v1/b/bucket/o/{quote(name)}")
 
 
 class FilesStore(Store):
@@ -187,9 +184,10 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with content that it holds in memory."""
+    """Answers from files that are held in memory."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def __init__(self, files: dict[str, bytes], *args):
         self.files = files
@@ -201,43 +199,52 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def answer(self, status: HTTPStatus, content: bytes = b"", length: int | None = None, **headers: str) -> None:
-        """Headers are named with underscores for dashes; `length`, if given, is told instead of the true one."""
+    def answer(self, status: HTTPStatus, content: bytes = b"", cut: bool = False, **headers: str) -> None:
+        """Headers are named with underscores for dashes. An answer that is `cut` breaks off in the middle."""
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.send_header("Content-Length", str(len(content)))
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) // 2] if cut else content)
+        self.close_connection = self.close_connection or cut
 
-    def answer_file(self, content: bytes) -> None:
+    def answer_file(self, content: bytes, cut: bool = False) -> None:
         """Whole, or the part that is asked for."""
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, end = (int(asked[1]), min(int(asked[2] or len(content)) + 1, len(content))) if asked else (0, 0)
         if not asked:
-            self.answer(HTTPStatus.OK, content, Accept_Ranges="bytes")
-            return
-        start, end = int(asked[1]), min(int(asked[2] or len(content)) + 1, len(content))
-        if start >= len(content):
+            self.answer(HTTPStatus.OK, content, cut, Accept_Ranges="bytes")
+        elif start >= len(content):
             self.answer(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, Content_Range=f"bytes */{len(content)}")
-            return
-        told = f"bytes {start}-{end - 1}/{len(content)}"
-        self.answer(HTTPStatus.PARTIAL_CONTENT, content[start:end], Content_Range=told)
+        else:
+            told = f"bytes {start}-{end - 1}/{len(content)}"
+            self.answer(HTTPStatus.PARTIAL_CONTENT, content[start:end], cut, Content_Range=told)
+
+    def answer_in_chunks(self, content: bytes, cut: bool = False) -> None:
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(b"%x\r\n" % len(content))
+            self.wfile.write(content[: len(content) // 2] if cut else content + b"\r\n0\r\n\r\n")
+        self.close_connection = self.close_connection or cut
 
 
 class WebHandler(Handler):
-    """Folders `bucket` and `private`, and `bucket` again under names that say how it is answered."""
+    """Folders `bucket` and `private`; and `bucket` under other names, which say how its files are answered."""
 
     def do_GET(self):
         folder, _, name = unquote(urlsplit(self.path).path).lstrip("/").partition("/")
         content = self.files.get(f"bucket/{name}")
         if folder == "private":
-            self.answer(HTTPStatus.FORBIDDEN, b"denied")
+            self.answer(HTTPStatus.FORBIDDEN)
         elif folder == "broken":
-            self.answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"broken")
+            self.answer(HTTPStatus.INTERNAL_SERVER_ERROR)
         elif folder == "bucket" and not name:
-            names = (file.removeprefix("bucket/") for file in self.files if file.startswith("bucket/"))
-            page = "".join(f'<li><a href="{quote(name)}">{name}</a></li>\n' for name in names)
+            names = [quote(file.removeprefix("bucket/")) for file in self.files]
+            page = "".join(f'<li><a href="{name}">{name}</a></li>\n' for name in names)
             self.answer(HTTPStatus.OK, page.encode(), Content_Type="text/html")
         elif content is None:
             self.answer(HTTPStatus.NOT_FOUND, b"<html>Not found</html>", Content_Type="text/html")
@@ -247,78 +254,70 @@ class WebHandler(Handler):
             self.answer(HTTPStatus.OK, content)
         elif folder == "no_head" and self.command == "HEAD":
             self.answer(HTTPStatus.METHOD_NOT_ALLOWED)
-        elif folder == "no_length":
-            self._answer_in_chunks(content)
-        elif folder == "cut":
-            half = content[: len(content) // 2]
-            self.answer(HTTPStatus.OK, half, len(content))
-            self.close_connection = True
-        elif folder == "cut_no_length":
-            self._answer_in_chunks(content[: len(content) // 2], to_the_end=False)
-            self.close_connection = True
-        elif folder in ("bucket", "no_head"):
-            self.answer_file(content)
+        elif folder in ("no_length", "no_length_cut"):
+            self.answer_in_chunks(content, cut=folder == "no_length_cut")
+        elif folder in ("bucket", "no_head", "cut"):
+            self.answer_file(content, cut=folder == "cut")
         else:
             self.answer(HTTPStatus.NOT_FOUND)
 
-    def _answer_in_chunks(self, content: bytes, to_the_end: bool = True) -> None:
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(content), content) + b"0\r\n\r\n" * to_the_end)
-
 
 class HubHandler(Handler):
-    """Datasets `org/bucket` and `org/private` as the Hub's API and its file storage answer."""
+    """Datasets `org/bucket` and `org/private` as the Hub's API and its storage of files answer."""
 
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
-        match = re.fullmatch(r"(?:/api)?/datasets/org/(\w+)(?:/(revision|tree|resolve)/main(?:/(.*))?)?", path)
+        match = re.fullmatch(r"(?:/api)?/datasets/org/(bucket|private)(?:/(tree|resolve)/main(?:/(.*))?)?", path)
         if path.startswith("/storage/"):
             self.answer_file(self.files[path.removeprefix("/storage/")])
-        elif not match or match[1] == "none":
+        elif not match:
             self.answer(HTTPStatus.NOT_FOUND, X_Error_Code="RepoNotFound")
+        elif match[2] is None:
+            self.answer(HTTPStatus.OK, json.dumps({"id": f"org/{match[1]}", "siblings": []}).encode())
         elif match[2] == "tree":
-            self._answer_tree(f"{match[1]}/{match[3] or ''}".rstrip("/") + "/")
-        elif match[2] == "resolve" and match[1] == "private":  # gated: what it holds can be seen, not read
-            self.answer(HTTPStatus.FORBIDDEN, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted.")
-        elif match[2] == "resolve" and f"{match[1]}/{match[3]}" not in self.files:
-            self.answer(HTTPStatus.NOT_FOUND, X_Error_Code="EntryNotFound")
-        elif match[2] == "resolve":
-            self.answer(HTTPStatus.FOUND, Location=f"/storage/{quote(match[1])}/{quote(match[3])}")
-        else:
-            self._answer_json({"id": f"org/{match[1]}", "siblings": []})
-
-    def _answer_tree(self, folder: str) -> None:
-        sizes = {file: len(content) for file, content in self.files.items() if file.startswith(folder)}
-        if not sizes and folder.count("/") > 1:
-            self.answer(HTTPStatus.NOT_FOUND, X_Error_Code="EntryNotFound")
-            return
-        self._answer_json(
-            [
-                {"type": "file", "path": file.partition("/")[2], "size": size, "oid": "0" * 40}
-                for file, size in sizes.items()
+            tree = [
+                {"type": "file", "path": file.partition("/")[2], "size": len(content), "oid": "0" * 40}
+                for file, content in self.files.items()
+                if file.startswith(f"{match[1]}/") and not match[3]
             ]
-        )
-
-    def _answer_json(self, value) -> None:
-        self.answer(HTTPStatus.OK, json.dumps(value).encode(), Content_Type="application/json")
+            missing = {"X_Error_Code": "EntryNotFound"} if match[3] else {}
+            self.answer(HTTPStatus.NOT_FOUND if missing else HTTPStatus.OK, json.dumps(tree).encode(), **missing)
+        elif match[1] == "private":  # gated: what it holds can be seen, not read
+            self.answer(HTTPStatus.FORBIDDEN, X_Error_Code="GatedRepo", X_Error_Message="Access is restricted.")
+        elif f"bucket/{match[3]}" not in self.files:
+            self.answer(HTTPStatus.NOT_FOUND, X_Error_Code="EntryNotFound")
+        else:
+            self.answer(HTTPStatus.FOUND, Location=f"/storage/bucket/{quote(match[3])}")
 
 
 class GsHandler(EmulatorHandler):
-    """The emulator knows no access rights; this denies what is asked of `private`, in the words of the JSON API."""
+    """The emulator, which knows neither access rights nor ranges beyond an object's end."""
+
+    disable_nagle_algorithm = True
 
     def do_GET(self):
-        if "/b/private" not in self.path:
+        path = unquote(urlsplit(self.path).path).removeprefix("/download")
+        name = path.removeprefix("/storage/v1/b/bucket/o/")
+        start = re.match(r"bytes=(\d+)", self.headers.get("Range", ""))
+        if path.startswith("/storage/v1/b/private/"):
+            message = "the caller does not have storage.objects.get access to the Google Cloud Storage object."
+            self._refuse(HTTPStatus.FORBIDDEN, json.dumps({"error": {"code": 403, "message": message}}))
+        elif start and int(start[1]) >= self._size(name):
+            self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "Request range not satisfiable")
+        else:
             super().do_GET()
-            return
-        message = "the caller does not have storage.objects.get access to the Google Cloud Storage object."
-        content = json.dumps({"error": {"code": 403, "message": message}}).encode()
-        self.send_response(HTTPStatus.FORBIDDEN)
+
+    def _size(self, name: str) -> float:
+        try:
+            return len(self.storage.get_file("bucket", name))
+        except NotFound:
+            return math.inf  # the emulator says so
+
+    def _refuse(self, status: HTTPStatus, content: str) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(content.encode())
 
 
 @contextlib.contextmanager
@@ -326,19 +325,18 @@ def moto() -> Iterator[int]:
     """Moto's server; its port."""
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
+    try:
+        yield server.get_host_and_port()[1]
+    finally:
+        server.stop()
 
 
 @contextlib.contextmanager
 def s3(moto_port: int) -> Iterator[S3Store]:
     """Empty buckets of a running moto."""
-    reset = urllib.request.Request(f"http://127.0.0.1:{moto_port}/moto-api/reset", method="POST")
-    with urllib.request.urlopen(reset, timeout=10):
-        pass
-    store = S3Store(moto_port)
-    yield store
-    store.door.shut()
+    _ask("POST", f"http://127.0.0.1:{moto_port}/moto-api/reset")
+    with S3Store(moto_port) as store:
+        yield store
 
 
 @contextlib.contextmanager
@@ -346,34 +344,36 @@ def gs() -> Iterator[GsStore]:
     storage = Storage(use_memory_fs=True)
     for bucket in ("bucket", "private"):
         create_bucket(bucket, storage)
-    with _served(partial(GsHandler, storage)) as port:
-        store = GsStore(port)
+    with _served(partial(GsHandler, storage)) as port, GsStore(port) as store:
         yield store
-        store.door.shut()
 
 
 @contextlib.contextmanager
 def hub() -> Iterator[HubStore]:
     files: dict[str, bytes] = {}
-    with _served(partial(HubHandler, files)) as port:
-        store = HubStore(port, files)
+    with _served(partial(HubHandler, files)) as port, HubStore(port, files) as store:
         yield store
-        store.door.shut()
 
 
 @contextlib.contextmanager
 def web() -> Iterator[WebStore]:
     files: dict[str, bytes] = {}
-    with _served(partial(WebHandler, files)) as port:
-        store = WebStore(port, files)
+    with _served(partial(WebHandler, files)) as port, WebStore(port, files) as store:
         yield store
-        store.door.shut()
 
 
 @contextlib.contextmanager
 def _served(handler) -> Iterator[int]:
     server = Server(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _ask(method: str, url: str, content: bytes | None = None) -> None:
+    request = urllib.request.Request(url, content, {"Content-Type": "application/octet-stream"}, method=method)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10):
+        pass

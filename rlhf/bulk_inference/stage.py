@@ -37,10 +37,11 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
     from rlhf.models.policy import Policy
 
     prepare_torch(config.seed)
-    policy = Policy.load(model)
+    policy = Policy.load(model, template)
     if policy.card is not None:
         policy.card.require_template(template, model)
-    texts, cuts = zip(*(template.fit(row["prompt"], policy.count_tokens) for row in rows), strict=True)
+    fitted = [template.fit(row["prompt"], policy.count_tokens, row.get("messages")) for row in rows]
+    texts, cuts = zip(*fitted, strict=True)
     started = time.monotonic()
     with Progress(STAGE, len(rows), unit="prompt") as progress:
         completions = policy.generate(

@@ -5,7 +5,6 @@ stand; every other is left to it. A test compares the two on random rows and ran
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +15,8 @@ import pyarrow.json as pj
 from rlhf.data.formats import LONGEST_ROW_BYTES, Kind, Shape
 from rlhf.data.sources import Block
 
-FEWEST_ROWS = 16  # below, a block that cannot be parsed is not cut further
+ROWS_AT_ONCE = 512  # a row that cannot be parsed has so many others parsed again
+FEWEST_ROWS = 16  # so few are left to the rules when they cannot be parsed
 
 _TEXT, _NOTHING = pa.string(), pa.null()
 
@@ -65,10 +65,10 @@ def fields_of(layout: Layout, id_is_number: bool, annotator: str | None, annotat
     return pa.schema(types)
 
 
-def parse_texts(block: Block, fields: pa.Schema) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
+def parse_texts(block: Block, fields: pa.Schema) -> tuple[np.ndarray, pa.Table]:
     """The fields of a block's JSON rows, as columns.
 
-    Yields:
+    Returns:
         Numbers of rows within the block, in ascending order, and their fields. Rows that are missing are not ordinary.
     """
     starts, ends = _row_bounds(block.text)
@@ -76,36 +76,33 @@ def parse_texts(block: Block, fields: pa.Schema) -> Iterator[tuple[np.ndarray, p
     # A line from { to } holds whole objects, so that as many objects as lines are one object for each line.
     fits = (content[starts] == ord("{")) & (content[ends - 1] == ord("}")) & (ends - starts <= LONGEST_ROW_BYTES)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], fits, [False]]).astype(np.int8)))
-    failures = 0
-    for start, stop in edges.reshape(-1, 2).tolist():
-        pending = [(start, stop)]
-        while pending:
-            start, stop = pending.pop()
-            if start >= stop:
+    pending = [
+        (piece, min(piece + ROWS_AT_ONCE, stop))
+        for start, stop in edges.reshape(-1, 2).tolist()
+        for piece in range(start, stop, ROWS_AT_ONCE)
+    ][::-1]
+    rows, tables, failures = [], [], 0
+    while pending and failures <= FEWEST_ROWS + len(block) // 8:
+        start, stop = pending.pop()
+        bad = (start + stop) // 2
+        try:
+            parsed = _read_json(block.text.slice(start, stop - start), fields)
+            if len(parsed) == stop - start:
+                rows.append(np.arange(start, stop))
+                tables.append(parsed)
                 continue
-            try:
-                parsed = _read_json(block.text.slice(start, stop - start), fields)
-            except pa.ArrowException as error:
-                failures += 1
-                if failures > FEWEST_ROWS + len(block) // 8:
-                    return
-                named = _ERROR_ROW.search(str(error))
-                bad = start + int(named[1]) if named else stop
-                if bad < stop:
-                    pending += [(bad + 1, stop), (start, bad)]
-                elif stop - start > FEWEST_ROWS:
-                    middle = (start + stop) // 2
-                    pending += [(middle, stop), (start, middle)]
-            else:
-                if len(parsed) == stop - start:
-                    yield np.arange(start, stop), parsed
-                elif stop - start > FEWEST_ROWS:
-                    middle = (start + stop) // 2
-                    pending += [(middle, stop), (start, middle)]
+        except pa.ArrowException as error:
+            failures += 1
+            if named := _ERROR_ROW.search(str(error)):
+                bad = start + int(named[1])
+        if stop - start > FEWEST_ROWS and start <= bad < stop:
+            pending += [part for part in ((bad + 1, stop), (start, bad)) if part[0] < part[1]]
+    table = pa.concat_tables(tables).combine_chunks() if tables else fields.empty_table()
+    return np.concatenate([*rows, np.array([], int)]), table
 
 
-def pick_columns(block: Block, fields: pa.Schema) -> Iterator[tuple[np.ndarray, pa.RecordBatch]]:
-    """The fields of a block of Parquet, as `parse_texts` gives them; nothing where a column has another type."""
+def pick_columns(block: Block, fields: pa.Schema) -> tuple[np.ndarray, pa.Table]:
+    """The fields of a block of Parquet, as `parse_texts` gives them; no row where a column has another type."""
     arrays = []
     for field in fields:
         index = block.columns.schema.get_field_index(field.name)
@@ -121,13 +118,13 @@ def pick_columns(block: Block, fields: pa.Schema) -> Iterator[tuple[np.ndarray, 
         if column.null_count == len(column):
             column = pa.nulls(len(block), field.type)
         if column.type != field.type:
-            return
+            return np.array([], int), fields.empty_table()
         arrays.append(column)
-    yield np.arange(len(block)), pa.RecordBatch.from_arrays(arrays, schema=fields)
+    return np.arange(len(block)), pa.Table.from_arrays(arrays, schema=fields)
 
 
 def convert_columns(
-    rows: np.ndarray, fields: pa.RecordBatch, layout: Layout, annotator: str | None, suffix: str | None
+    rows: np.ndarray, fields: pa.Table, layout: Layout, annotator: str | None, suffix: str | None
 ) -> tuple[np.ndarray, pa.Table]:
     """Canonical columns of those rows that are ordinary.
 
@@ -178,10 +175,10 @@ def convert_columns(
     kept = pc.fill_null(ordinary, False)
     if pc.all(kept).as_py():
         return rows, table
-    return rows[kept.to_numpy(zero_copy_only=False)], table.filter(kept)
+    return rows[kept.to_numpy()], table.filter(kept)
 
 
-def _and(one: pa.Array | None, other: pa.Array) -> pa.Array:
+def _and(one: pa.ChunkedArray | None, other: pa.ChunkedArray) -> pa.ChunkedArray:
     return other if one is None else pc.and_(one, other)
 
 
@@ -196,12 +193,11 @@ def _row_bounds(text: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
     return starts, np.maximum(ends, starts + 1)
 
 
-def _read_json(text: pa.StringArray, fields: pa.Schema) -> pa.RecordBatch:
+def _read_json(text: pa.StringArray, fields: pa.Schema) -> pa.Table:
     offsets = np.frombuffer(text.buffers()[1], np.int32)
     start, end = int(offsets[text.offset]), int(offsets[text.offset + len(text)])
-    parsed = pj.read_json(
+    return pj.read_json(
         pa.BufferReader(text.buffers()[2].slice(start, end - start)),
         read_options=pj.ReadOptions(use_threads=False, block_size=end - start + 1),
         parse_options=pj.ParseOptions(explicit_schema=fields, unexpected_field_behavior="ignore"),
     )
-    return parsed.combine_chunks().to_batches()[0] if len(parsed) else pa.RecordBatch.from_pylist([], fields)

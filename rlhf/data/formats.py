@@ -49,6 +49,7 @@ class Reason(StrEnum):
     EQUAL_CANDIDATES = "equal_candidates"
     BAD_CHOICE = "bad_choice"
     SEVERAL_TURNS = "several_turns"
+    REFUSED_BY_TEMPLATE = "refused_by_template"
     DUPLICATE = "duplicate"
     CONTRADICTORY = "contradictory"
     SHARED_PROMPT = "shared_prompt"
@@ -66,6 +67,7 @@ MEANINGS = {
     Reason.EQUAL_CANDIDATES: "both candidates are the same, whitespace around them aside",
     Reason.BAD_CHOICE: "choice is not the number 0 or 1",
     Reason.SEVERAL_TURNS: "a candidate is a conversation, not one reply",
+    Reason.REFUSED_BY_TEMPLATE: "the model's chat template refuses the conversation: its roles, or their order",
     Reason.DUPLICATE: "the row before says the same, and duplicates are to be quarantined",
     Reason.CONTRADICTORY: "other rows label the same candidates the other way, and such are to be quarantined",
     Reason.SHARED_PROMPT: "the prompt is also evaluated on, and such are to be quarantined",
@@ -151,17 +153,21 @@ def annotator_field(row: dict[str, Any]) -> str | None:
     return next((name for name in ANNOTATOR_FIELDS if isinstance(row.get(name), str | int)), None)
 
 
-def convert(row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = None) -> dict[str, Any]:
+def convert(
+    row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = None, keep_messages: bool = False
+) -> dict[str, Any]:
     """A row of `shape` as a canonical row of `kind`, without `id` and `split`.
 
     Returns:
         preferences: prompt, chosen, rejected; prompts: prompt, reference (None where there is none);
-        demonstrations: prompt, completion.
+        demonstrations: prompt, completion. With `keep_messages` also messages: the prompt's [{role, content}] as
+        JSON (None where it is no conversation).
 
     Raises:
         Unfit: The row cannot be used.
     """
     canonical = _CONVERTERS[shape](row, kind)
+    messages = canonical.pop("messages", None)
     if kind == "prompts" and not (canonical["reference"] or "").strip():
         canonical["reference"] = None
     texts = {name: text for name, text in canonical.items() if name != "reference"}
@@ -173,6 +179,8 @@ def convert(row: dict[str, Any], shape: Shape, kind: Kind, suffix: str | None = 
             raise Unfit(Reason.BARE_SUFFIX, name)
     if kind == "preferences" and texts["chosen"].strip() == texts["rejected"].strip():
         raise Unfit(Reason.EQUAL_CANDIDATES)
+    if keep_messages:
+        canonical["messages"] = json.dumps(messages, ensure_ascii=False) if messages else None
     return canonical
 
 
@@ -250,12 +258,12 @@ def _messages_row(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
             messages.pop()
         holder = last if "candidate_0" in last else row
         candidates = _text(holder, "candidate_0"), _text(holder, "candidate_1")
-        return {"prompt": _transcript(messages, _optional_text(row, "context"))} | _pair(holder, candidates)
+        return _conversation(messages, _optional_text(row, "context")) | _pair(holder, candidates)
     answer = _answer(row, "output_text", "prompts")["reference"]
     if messages[-1]["role"] == "assistant":
         answer = answer or messages[-1]["content"]
         messages.pop()
-    prompt = {"prompt": _transcript(messages, _optional_text(row, "context"))}
+    prompt = _conversation(messages, _optional_text(row, "context"))
     return prompt | _answer({"messages": answer}, "messages", kind)
 
 
@@ -277,13 +285,13 @@ def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
         replies = {"chosen": chosen[len(shared) :], "rejected": rejected[len(shared) :]}
         # Chosen and rejected are whole conversations in some datasets, and then hold the prompt.
         messages = shared if all(message in shared for message in prompt) else prompt + shared
-        return {"prompt": _transcript(messages), **{name: _reply(reply, name) for name, reply in replies.items()}}
+        return _conversation(messages) | {name: _reply(reply, name) for name, reply in replies.items()}
     if not prompt and row.get("chosen") is not None:
         prompt = _messages(row, "chosen", "assistant")[:-1]
     answer = row.get("completion")
     if isinstance(answer, list):
         answer = _reply(_messages(row, "completion"), "completion")
-    return {"prompt": _transcript(prompt)} | _answer({"completion": answer}, "completion", kind)
+    return _conversation(prompt) | _answer({"completion": answer}, "completion", kind)
 
 
 def _openai_comparison(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
@@ -375,14 +383,15 @@ def _reply(messages: list[dict[str, str]], name: str) -> str:
     return messages[0]["content"]
 
 
-def _transcript(messages: list[dict[str, str]], context: str | None = None) -> str:
-    """A conversation as plain text: `role: content` lines, then `assistant:` for the reply to follow."""
+def _conversation(messages: list[dict[str, str]], context: str | None = None) -> dict[str, Any]:
+    """A conversation as plain text: `role: content` lines, then `assistant:` for the reply to follow; and as it is."""
     if not messages:
         raise Unfit(Reason.MISSING_FIELD, "prompt")
     if not messages[-1]["content"].strip():
         raise Unfit(Reason.BLANK_PROMPT, "content")
-    system = [{"role": "system", "content": context}] if context else []
-    return "\n".join([*(f"{m['role']}: {m['content']}" for m in [*system, *messages]), "assistant:"])
+    messages = [*([{"role": "system", "content": context}] if context else []), *messages]
+    lines = [f"{message['role']}: {message['content']}" for message in messages]
+    return {"prompt": "\n".join([*lines, "assistant:"]), "messages": messages}
 
 
 def _common(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -24,8 +24,9 @@ from rlhf.data.formats import (
     recognise,
 )
 from rlhf.data.parallel import ordered_map
-from rlhf.data.sources import Block, Source
-from rlhf.data.store import SCHEMAS
+from rlhf.data.sources import Block, Piece, Source
+from rlhf.data.store import MESSAGES, SCHEMAS
+from rlhf.data.template import Template
 from rlhf.errors import DataError
 
 _TEXT = pa.string()
@@ -74,6 +75,8 @@ class Intake:
     kind: Kind
     suffix: str | None
     """How prompts end, where that is known already."""
+    chat: Template | None = None
+    """Has the model's chat template: rows have `messages` beside their texts, and those that it refuses are none."""
     shape: Shape | None = None
     """None where no row is a JSON object."""
     counts: dict[str, FileCount] = field(default_factory=dict)
@@ -103,18 +106,17 @@ class Intake:
             self.counts[file].kept -= 1
             self.counts[file].quarantined += 1
 
-    def _after_recognition(self) -> Iterator[Block]:
-        """The blocks, none before the first row whose shape is known."""
+    def _after_recognition(self) -> Iterator[Piece | Block]:
+        """What was read, none of it before the first row whose shape is known."""
         waiting: list[Block] = []
-        for block in self.source.blocks():
-            if self.shape is None:
-                waiting.append(block)
-                if not self._recognise(block):
-                    continue
+        for piece in self.source.pieces():
+            if self.shape is not None:
+                yield piece
+                continue
+            waiting.append(piece.block())
+            if self._recognise(waiting[-1]):
                 yield from waiting
                 waiting.clear()
-            else:
-                yield block
         if waiting:
             self._refuse_unknown(waiting)
             yield from waiting
@@ -149,14 +151,14 @@ class Intake:
                         f"found the fields {', '.join(value) or '(none)'}, expected one of these shapes: {known}",
                     )
 
-    def _convert(self, block: Block) -> Part:
+    def _convert(self, piece: Piece | Block) -> Part:
+        block = piece if isinstance(piece, Block) else piece.block()
         tables, left = [], np.ones(len(block), bool)
         if self.shape is not None and self._layout is not None:
-            read = parse_texts if block.text is not None else pick_columns
-            for rows, fields in read(block, self._fields):
-                rows, table = convert_columns(rows, fields, self._layout, self._annotator, self.suffix)
-                left[rows] = False
-                tables.append(self._with_origin(block, rows, table))
+            rows, fields = (parse_texts if block.text is not None else pick_columns)(block, self._fields)
+            rows, table = convert_columns(rows, fields, self._layout, self._annotator, self.suffix)
+            left[rows] = False
+            tables.append(self._with_origin(block, rows, table))
         kept, numbers, quarantined = [], [], []
         for index in np.flatnonzero(left).tolist():
             try:
@@ -175,7 +177,7 @@ class Intake:
                 )
         if kept:
             schema = pa.schema({name: ORIGIN.field(name).type for name in ("own_id", "annotator", "position")})
-            schema = pa.schema([*schema, *(pa.field(name, _TEXT) for name in TEXTS[self.kind])])
+            schema = pa.schema([*schema, *(pa.field(name, _TEXT) for name in self._texts)])
             table = pa.Table.from_pylist(kept, schema)
             tables.append(self._with_origin(block, np.array(numbers), table))
         merged = pa.concat_tables(tables) if tables else self._with_origin(block, np.array([], int), None)
@@ -195,7 +197,12 @@ class Intake:
                 f"{self.source.parameter}: two shapes in one source: {self.shape} at {self._first} and {shape} at "
                 f"{self._place(block, index)}; convert one of them"
             )
-        canonical = convert(row, self.shape, self.kind, self.suffix)
+        canonical = convert(row, self.shape, self.kind, self.suffix, keep_messages=self.chat is not None)
+        if canonical.get(MESSAGES):
+            try:
+                self.chat.render(canonical["prompt"], canonical[MESSAGES])
+            except DataError:
+                raise Unfit(Reason.REFUSED_BY_TEMPLATE, MESSAGES) from None
         who = row.get(self._annotator) if self._annotator else None
         return {
             "own_id": own_id(row),
@@ -220,16 +227,22 @@ class Intake:
             raise
 
     def _with_origin(self, block: Block, rows: np.ndarray, table: pa.Table | None) -> pa.Table:
-        names = ["file", "line", "offset", "own_id", "annotator", "position", *TEXTS[self.kind]]
+        names = ["file", "line", "offset", "own_id", "annotator", "position", *self._texts]
         if table is None:
-            schema = pa.schema([*ORIGIN, *(pa.field(name, _TEXT) for name in TEXTS[self.kind])])
+            schema = pa.schema([*ORIGIN, *(pa.field(name, _TEXT) for name in self._texts)])
             return schema.empty_table()
+        if self.chat is not None and MESSAGES not in table.column_names:
+            table = table.append_column(MESSAGES, pa.nulls(len(table), _TEXT))
         taken = [block.file, block.line, block.offset]
         if len(rows) < len(block):
             taken = [column.take(pa.array(rows)) for column in taken]
         for name, column in zip(("file", "line", "offset"), taken, strict=True):
             table = table.append_column(name, column)
         return table.select(names)
+
+    @property
+    def _texts(self) -> list[str]:
+        return [*TEXTS[self.kind], *([MESSAGES] if self.chat is not None else [])]
 
     def _by_file(self, files: np.ndarray) -> np.ndarray:
         return np.bincount(files, minlength=len(self.source.files))

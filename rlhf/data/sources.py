@@ -9,7 +9,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from rlhf.data.parallel import ordered_map
 from rlhf.errors import DataError
 
-BLOCK_BYTES = 8 << 20  # rows are read, parsed and checked so much at a time
+BLOCK_BYTES = 4 << 20  # rows are read, parsed and checked so much at a time
 LONGEST_LINE_BYTES = 256 << 20
 ROWS_PER_PARQUET_BLOCK = 4096
 FILES_AT_ONCE = 16  # small files fetched ahead: a store answers each after a while, however small
@@ -68,6 +68,81 @@ class Block:
         )
 
 
+@dataclass(frozen=True)
+class Lines:
+    """Whole lines of a file as they were read, not told apart yet."""
+
+    source: "Source"
+    file: int
+    line: int
+    """Of the first."""
+    offset: int
+    content: np.ndarray
+    """(bytes,)"""
+    ends: np.ndarray
+    """Where each line ends, its line break included."""
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def block(self) -> Block:
+        """Their rows.
+
+        Raises:
+            DataError: They are not UTF-8.
+        """
+        content, ends = self.content, self.ends
+        starts = np.concatenate([[0], ends[:-1]])
+        bounds = np.concatenate([starts, ends[-1:]]).astype(np.int32)
+        text = pa.StringArray.from_buffers(len(ends), pa.py_buffer(bounds), pa.py_buffer(content))
+        try:
+            text.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise self._not_utf8(starts) from error
+        columns = (
+            pa.array(np.full(len(ends), self.file, np.int32)),
+            pa.array(np.arange(self.line, self.line + len(ends))),
+            pa.array(starts + self.offset),
+            text,
+        )
+        firsts = content[starts]
+        odd = np.flatnonzero((firsts <= ord(" ")) | (firsts >= 0x80))  # others are not blank
+        blank = [row for row in odd.tolist() if not content[starts[row] : ends[row]].tobytes().decode().strip()]
+        if blank:
+            rows = pa.array(np.delete(np.arange(len(ends)), blank))
+            columns = tuple(column.take(rows) for column in columns)
+        return Block(*columns)
+
+    def _not_utf8(self, starts: np.ndarray) -> DataError:
+        file = self.source.files[self.file]
+        for number, (start, end) in enumerate(zip(starts, self.ends, strict=True), self.line):
+            try:
+                self.content[start:end].tobytes().decode()
+            except UnicodeDecodeError as error:
+                what = f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8"
+                return self.source.error(f"{file}:{number}", what)
+        return self.source.error(f"{file}:{self.line}", "is not UTF-8 text; save it as UTF-8")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows as they were read: lines of one or several files, or a block that is made already."""
+
+    parts: Sequence[Lines | Block]
+
+    def block(self) -> Block:
+        """The rows.
+
+        Raises:
+            DataError: They are not UTF-8.
+        """
+        blocks = [part if isinstance(part, Block) else part.block() for part in self.parts]
+        if len(blocks) == 1:
+            return blocks[0]
+        columns = ([getattr(block, name) for block in blocks] for name in ("file", "line", "offset", "text"))
+        return Block(*(pa.concat_arrays(arrays) for arrays in columns))
+
+
 class Source:
     """The files that one parameter names; `bytes_read` of their `size` bytes, as stored, were read so far."""
 
@@ -97,38 +172,43 @@ class Source:
         """The files' names, in the order they are read."""
         self.size = sum(self._sizes.values())
 
-    def blocks(self) -> Iterator[Block]:
-        """Every row of every file, in order; a blank line is none. Rows of small files come together in one block.
+    def pieces(self) -> Iterator[Piece]:
+        """Every row of every file, in order; a blank line is none. Rows of small files come together in one piece.
 
         Raises:
-            DataError: A file cannot be read, is cut off, empty, not UTF-8, a web page or a git-LFS pointer. The message
-                names the parameter, the file and, where there is one, the line.
+            DataError: A file cannot be read, is empty, not UTF-8 (when the block is made), a web page or a git-LFS
+                pointer. The message names the parameter, the file and, where there is one, the line.
         """
-        few: list[Block] = []
+        few: list[Lines | Block] = []
         size = 0
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            opened = ordered_map(pool, self._open, enumerate(self.files), FILES_AT_ONCE)
-            for index, data in opened:
-                for block in self._blocks_of(index, data):
-                    if block.text is None:
-                        yield from _joined(few)
-                        yield block
+            for index, data in ordered_map(pool, self._open, enumerate(self.files), FILES_AT_ONCE):
+                for part in self._parts_of(index, data):
+                    if isinstance(part, Block) and part.text is None:
+                        yield from [Piece(few)] if few else []
+                        yield Piece([part])
                         few, size = [], 0
                         continue
-                    few.append(block)
-                    size += block.text.nbytes
+                    few.append(part)
+                    size += part.text.nbytes if isinstance(part, Block) else len(part)
                     if size >= BLOCK_BYTES:
-                        yield from _joined(few)
+                        yield Piece(few)
                         few, size = [], 0
-        yield from _joined(few)
+        if few:
+            yield Piece(few)
         self.bytes_read = self.size
+
+    def blocks(self) -> Iterator[Block]:
+        """The rows of every piece."""
+        return (piece.block() for piece in self.pieces())
 
     def texts(self, wanted: dict[str, set[int]]) -> Iterator[tuple[str, int, str]]:
         """Rows again as they stand in their files: (file, line, text) of the `wanted` {file: lines}."""
         for index, file in enumerate(self.files):
             if file in wanted:
                 lines = pa.array(sorted(wanted[file]), pa.int64())
-                for block in self._blocks_of(*self._open((index, file))):
+                for part in self._parts_of(*self._open((index, file))):
+                    block = Piece([part]).block()
                     for row in np.flatnonzero(np.isin(block.line.to_numpy(), lines.to_numpy())).tolist():
                         yield file, block.line[row].as_py(), block.row_text(row)
 
@@ -185,15 +265,15 @@ class Source:
                 return index, io.BytesIO(content)
             return index, fs.open(path, "rb")
 
-    def _blocks_of(self, index: int, stored: IO[bytes]) -> Iterator[Block]:
+    def _parts_of(self, index: int, stored: IO[bytes]) -> Iterator[Lines | Block]:
         file = self.files[index]
         before = self.bytes_read
         empty = True
         with contextlib.closing(stored), self._errors(file):
-            for block in self._rows_of(index, file, stored):
-                empty = empty and not len(block)
+            for part in self._rows_of(index, file, stored):
+                empty = empty and _is_blank(part)
                 self.bytes_read = before + stored.tell()
-                yield block
+                yield part
         if empty:
             raise self.error(file, "is empty, expected at least one row")
         self.bytes_read = before + self._sizes[file]
@@ -215,7 +295,7 @@ class Source:
                 raise
             raise self.error(file, f"cannot be read ({type(error).__name__}: {_one_line(error)})") from error
 
-    def _rows_of(self, index: int, file: str, stored: IO[bytes]) -> Iterator[Block]:
+    def _rows_of(self, index: int, file: str, stored: IO[bytes]) -> Iterator[Lines | Block]:
         # What a file is, its first bytes say: a server may have unpacked a .gz, and an error page may bear any name.
         data: IO[bytes] = stored
         if _peek(stored, 2) == b"\x1f\x8b":
@@ -232,71 +312,35 @@ class Source:
             raise self.error(file, "is not Parquet, though named so")
         if head.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise self.error(f"{file}:1", "is UTF-16 text, expected UTF-8")
-        return self._array_blocks(index, data) if text.startswith(b"[") else self._line_blocks(index, data)
+        return self._array_blocks(index, data) if text.startswith(b"[") else self._lines(index, data)
 
-    def _line_blocks(self, index: int, data: IO[bytes]) -> Iterator[Block]:
-        file = self.files[index]
+    def _lines(self, index: int, data: IO[bytes]) -> Iterator[Lines]:
         line, offset = 1, 0
         if _peek(data, 3) == _UTF8_BOM:
             offset = len(data.read(3))
-        rest = b""
+        rest = np.empty(0, np.uint8)
         while True:
-            chunk = data.read(BLOCK_BYTES)
-            end = chunk.rfind(b"\n") + 1
-            if chunk and not end:
-                rest += chunk
+            buffer = np.empty(len(rest) + BLOCK_BYTES, np.uint8)
+            buffer[: len(rest)] = rest
+            read = data.readinto(memoryview(buffer)[len(rest) :])
+            content = buffer[: len(rest) + read]
+            ends = np.flatnonzero(content == ord("\n")) + 1
+            if not read:
+                ends = np.array([len(content)])
+            if not len(content):
+                return
+            if not len(ends):
+                rest = content
                 if len(rest) > LONGEST_LINE_BYTES:
                     raise self.error(
-                        f"{file}:{line}",
+                        f"{self.files[index]}:{line}",
                         f"a line of more than {LONGEST_LINE_BYTES:,} bytes, expected one JSON object per line",
                     )
                 continue
-            content = rest + chunk[:end] if chunk else rest
-            rest = chunk[end:]
-            if content:
-                block, lines = self._lines(index, file, content, line, offset)
-                yield block
-                line += lines
-                offset += len(content)
-            if not chunk:
-                return
-
-    def _lines(self, index: int, file: str, content: bytes, line: int, offset: int) -> tuple[Block, int]:
-        """The rows of whole lines, the first of which is line `line` after `offset` bytes; and how many lines."""
-        ends = np.flatnonzero(np.frombuffer(content, np.uint8) == ord("\n")) + 1
-        if not content.endswith(b"\n"):
-            ends = np.append(ends, len(content))
-        starts = np.concatenate([[0], ends[:-1]])
-        text = pa.StringArray.from_buffers(
-            len(ends),
-            pa.py_buffer(np.concatenate([starts, ends[-1:]]).astype(np.int32)),
-            pa.py_buffer(content),
-        )
-        try:
-            text.validate(full=True)
-        except pa.ArrowInvalid as error:
-            raise self._not_utf8(file, content, starts, ends, line) from error
-        block = Block(
-            pa.array(np.full(len(ends), index, np.int32)),
-            pa.array(np.arange(line, line + len(ends))),
-            pa.array(starts + offset),
-            text,
-        )
-        firsts = np.frombuffer(content, np.uint8)[starts]
-        odd = np.flatnonzero((firsts <= ord(" ")) | (firsts >= 0x80))  # others are not blank
-        blank = [row for row in odd.tolist() if not content[starts[row] : ends[row]].decode().strip()]
-        if blank:
-            rows = pa.array(np.delete(np.arange(len(ends)), blank))
-            block = Block(block.file.take(rows), block.line.take(rows), block.offset.take(rows), text.take(rows))
-        return block, len(ends)
-
-    def _not_utf8(self, file: str, content: bytes, starts: np.ndarray, ends: np.ndarray, line: int) -> DataError:
-        for number, (start, end) in enumerate(zip(starts, ends, strict=True), line):
-            try:
-                content[start:end].decode()
-            except UnicodeDecodeError as error:
-                return self.error(f"{file}:{number}", f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8")
-        return self.error(f"{file}:{line}", "a line is not UTF-8 text; save it as UTF-8")
+            yield Lines(self, index, line, offset, content[: ends[-1]], ends)
+            line += len(ends)
+            offset += int(ends[-1])
+            rest = content[ends[-1] :]
 
     def _array_blocks(self, index: int, data: IO[bytes]) -> Iterator[Block]:
         file = self.files[index]
@@ -336,13 +380,10 @@ def _unlined(index: int, start: int, text: pa.StringArray | None, columns: pa.Re
     return Block(pa.array(np.full(rows, index, np.int32)), lines, pa.nulls(rows, pa.int64()), text, columns)
 
 
-def _joined(blocks: list[Block]) -> Iterator[Block]:
-    """Blocks of texts as one; none for none."""
-    if len(blocks) <= 1:
-        yield from blocks
-        return
-    columns = ([getattr(block, name) for block in blocks] for name in ("file", "line", "offset", "text"))
-    yield Block(*(pa.concat_arrays(arrays) for arrays in columns))
+def _is_blank(part: Lines | Block) -> bool:
+    if isinstance(part, Block):
+        return not len(part)
+    return not (part.content[:4096].tobytes().strip() or part.content.tobytes().decode(errors="replace").strip())
 
 
 def _peek(data: IO[bytes], size: int) -> bytes:

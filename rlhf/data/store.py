@@ -4,7 +4,6 @@ A dataset is a folder of Parquet shards with `template.json` and `manifest.json`
 written last, in one rename, and names every shard: a folder without one is unfinished work, and is never read.
 """
 
-import hashlib
 import itertools
 import json
 import os
@@ -18,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-CODEC = "snappy"  # half the time of zstd, and text in between
+CODEC = "snappy"  # half the time of zstd
 
 _TEXT = pa.string()
 
@@ -48,6 +48,17 @@ SCHEMAS = {
         ]
     ),
 }
+
+
+MESSAGES = "messages"
+"""A column that datasets with prompts have besides, where their template has a chat template: [{role, content}] as
+JSON, of rows that came as conversations."""
+
+
+def schema_of(kind: str, template: Template) -> pa.Schema:
+    """Columns of a dataset of a kind."""
+    schema = SCHEMAS[kind]
+    return schema.append(pa.field(MESSAGES, _TEXT)) if template.chat_template and "prompt" in schema.names else schema
 
 
 class Manifest(BaseModel):
@@ -89,7 +100,7 @@ class DatasetWriter:
         """
         self.path = Path(path)
         self.rows = 0
-        self._kind, self._schema, self._template = kind, SCHEMAS[kind], template
+        self._kind, self._schema, self._template = kind, schema_of(kind, template), template
         self._pool, self._bytes_per_shard = pool, bytes_per_shard
         self._digest = _Digest(kind, self._schema.names)
         self._shards: list[str] = []
@@ -167,7 +178,7 @@ def write_dataset(
     Args:
         path: The dataset's folder.
         kind: One of `SCHEMAS`.
-        rows: Dicts with exactly the kind's columns.
+        rows: Dicts with exactly the kind's columns, and `messages` where the template has a chat template.
         template: How the prompts are to be rendered.
         rows_per_shard: Rows held in memory, and written as one Parquet file.
 
@@ -177,7 +188,7 @@ def write_dataset(
     writer = DatasetWriter(path, kind, template, bytes_per_shard=0)
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, rows_per_shard)):
-        writer.write(_table(batch, kind, SCHEMAS[kind]))
+        writer.write(_table(batch, kind, schema_of(kind, template)))
     return writer.finish()
 
 
@@ -194,7 +205,7 @@ def read_tables(path: str | Path, kind: str) -> tuple[Iterable[pa.Table], Manife
     folder = Path(path)
     manifest = _read_manifest(folder)
     columns = SCHEMAS[kind].names
-    if manifest.kind != kind or manifest.columns != columns:
+    if manifest.kind != kind or [name for name in manifest.columns if name != MESSAGES] != columns:
         raise DataError(
             f"{folder}: found a dataset of {manifest.kind} ({', '.join(manifest.columns)}), "
             f"expected {kind} ({', '.join(columns)})"
@@ -205,14 +216,14 @@ def read_tables(path: str | Path, kind: str) -> tuple[Iterable[pa.Table], Manife
             f"{folder}: template.json (digest {template.digest}) is not the one the data was written with "
             f"({manifest.template_digest}); run data_validation again"
         )
-    return _shards(folder, kind, manifest), manifest, template
+    return _shards(folder, manifest), manifest, template
 
 
 def read_dataset(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], Manifest, Template]:
     """Read a canonical dataset whole.
 
     Returns:
-        Rows as dicts of the kind's columns, in the order written; the manifest; the template.
+        Rows as dicts of the dataset's columns, in the order written; the manifest; the template.
 
     Raises:
         DataError: The folder is unfinished or of another kind, files are missing or unreadable, or the rows are not
@@ -266,9 +277,9 @@ def take_rows(path: str | Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
     return found
 
 
-def _shards(folder: Path, kind: str, manifest: Manifest) -> Iterator[pa.Table]:
-    columns = SCHEMAS[kind].names
-    digest = _Digest(kind, columns)
+def _shards(folder: Path, manifest: Manifest) -> Iterator[pa.Table]:
+    columns = manifest.columns
+    digest = _Digest(manifest.kind, columns)
     rows = 0
     for name in manifest.shards:
         try:
@@ -287,7 +298,9 @@ def _shards(folder: Path, kind: str, manifest: Manifest) -> Iterator[pa.Table]:
 
 def _write_shard(table: pa.Table, path: Path) -> None:
     # Texts hardly repeat: a dictionary of them would be built and thrown away.
-    pq.write_table(table, path, compression=CODEC, use_dictionary=False, write_statistics=False)
+    pq.write_table(
+        table, path, compression=CODEC, use_dictionary=False, write_statistics=False, data_page_version="2.0"
+    )
 
 
 def _read_manifest(folder: Path) -> Manifest:
@@ -305,7 +318,9 @@ def _table(rows: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table
     arrays = []
     for field in schema:
         try:
-            array = pa.array([row[field.name] for row in rows], type=field.type)
+            array = pa.array(
+                [row.get(field.name) if field.name == MESSAGES else row[field.name] for row in rows], type=field.type
+            )
         except (pa.ArrowException, UnicodeEncodeError) as error:
             raise DataError(f"{kind}: column {field.name!r} cannot hold a value ({error})") from error
         if array.null_count and not field.nullable:
@@ -319,7 +334,7 @@ class _Digest:
 
     def __init__(self, kind: str, columns: list[str]):
         self._start = json.dumps([kind, columns])
-        self._columns = [(hashlib.sha256(), hashlib.sha256()) for _ in columns]
+        self._columns = [(xxhash.xxh3_128(), xxhash.xxh3_128()) for _ in columns]
 
     def update(self, table: pa.Table) -> None:
         for column, (lengths, content) in zip(table.columns, self._columns, strict=True):
@@ -336,7 +351,7 @@ class _Digest:
 
     @property
     def hex(self) -> str:
-        whole = hashlib.sha256(self._start.encode())
+        whole = xxhash.xxh3_128(self._start.encode())
         for lengths, content in self._columns:
             whole.update(lengths.digest() + content.digest())
         return whole.hexdigest()[:16]

@@ -1,10 +1,9 @@
 """What a careful reader would notice in the data: measured, compared with what is tolerated, said in words."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import duckdb
 from tokenizers import Tokenizer
 
 from rlhf.data.intake import Intake
@@ -13,15 +12,29 @@ from rlhf.data.store import take_rows
 from rlhf.data.template import Template
 from rlhf.data_validation import findings
 from rlhf.data_validation.canonical import Written
+from rlhf.data_validation.characters import (
+    MEANINGS,
+    NO_LANGUAGE,
+    UNDETERMINED,
+    Languages,
+    Occurrence,
+    Oddity,
+    languages,
+    odd_characters,
+)
 from rlhf.data_validation.checks import Example, Verdict, at_least, at_most, near_half
 from rlhf.data_validation.config import DataValidationConfig
+from rlhf.data_validation.index import Index
 from rlhf.data_validation.near_duplicates import NearDuplicates, near_duplicates
+from rlhf.data_validation.private_data import find_private
 from rlhf.data_validation.resolve import Resolved
 from rlhf.data_validation.tokens import TokenLengths, token_lengths
 from rlhf.metrics import share
 
 SAMPLE_ROWS = 5_000  # of each dataset: what needs every text in memory looks at no more
 LENGTHS_SHOWN = 20_000  # texts of each dataset that the plots are made of
+MASKED_SHOWN = 5
+LANGUAGES_SHOWN = 6
 
 TEXT_COLUMNS = ("prompt", "chosen", "rejected", "completion", "reference")
 
@@ -39,6 +52,12 @@ class Audit:
     tokens: dict[str, TokenLengths] = field(default_factory=dict)
     """By dataset; empty where the model has no tokenizer.json."""
     near: NearDuplicates | None = None
+    texts: int = 0
+    """Prompts and completions looked at by the three that follow."""
+    private: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    """By kind: texts with it, and what some of it looks like, masked."""
+    odd: dict[Oddity, Occurrence] = field(default_factory=dict)
+    languages: Languages | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +72,7 @@ class Sample:
 
     def example(self, index: int, text: str) -> Example:
         file, line = self.origins[index]
-        return Example(f"{self.source.files[file]}:{line}", text)
+        return Example.of(f"{self.source.files[file]}:{line}", text)
 
 
 def audit(
@@ -63,7 +82,7 @@ def audit(
     intakes: dict[str, Intake],
     written: dict[str, Written],
     resolved: Resolved,
-    database: duckdb.DuckDBPyConnection,
+    index: Index,
 ) -> Audit:
     """Look at the datasets as they were written.
 
@@ -72,34 +91,32 @@ def audit(
         resolved: What was found before rows were put aside.
     """
     result = Audit()
-    samples = [_sample(name, data, intakes, database) for name, data in written.items() if data.manifest.rows]
+    samples = [_sample(name, data, intakes, index) for name, data in written.items() if data.manifest.rows]
     result.sampled = {sample.dataset: (len(sample.rows), written[sample.dataset].manifest.rows) for sample in samples}
-    _sizes(config, result, resolved, database)
+    _sizes(config, result, resolved, index)
     _pairs(config, result, resolved)
     _overlaps(config, result, resolved)
     _near_duplicates(config, template, result, samples)
     for sample in samples:
-        result.characters[sample.dataset] = _characters(sample.dataset, sample.rows[0], database)
+        result.characters[sample.dataset] = _characters(sample.dataset, sample.rows[0], index)
     if tokenizer is not None:
         _tokens(config, template, tokenizer, result, samples)
+    _writing(config, result, samples)
     return result
 
 
-def _sample(dataset: str, data: Written, intakes: dict[str, Intake], database: duckdb.DuckDBPyConnection) -> Sample:
-    numbers = findings.sample(database, dataset, SAMPLE_ROWS)
-    origins = database.execute(
-        f"select file, line from {dataset} where number in (select unnest($1)) order by number", [numbers]
-    ).fetchall()
+def _sample(dataset: str, data: Written, intakes: dict[str, Intake], index: Index) -> Sample:
+    numbers = findings.sample(index, dataset, SAMPLE_ROWS)
+    origins = index.query(
+        f"select file, line from {dataset} where number in (select unnest($1)) order by number", numbers
+    )
     intake = intakes.get(dataset) or intakes["prompts"]
     return Sample(dataset, numbers, take_rows(data.path, numbers), intake.source, origins)
 
 
-def _sizes(
-    config: DataValidationConfig, result: Audit, resolved: Resolved, database: duckdb.DuckDBPyConnection
-) -> None:
+def _sizes(config: DataValidationConfig, result: Audit, resolved: Resolved, index: Index) -> None:
     prompts, evaluation = (
-        database.execute(f"select count(distinct prompt_key) from {name}").fetchone()[0]
-        for name in ("prompts", "evaluation")
+        index.column(f"select count(distinct prompt_key) from {name}")[0] for name in ("prompts", "evaluation")
     )
     checks = config.checks
     result.verdicts += [
@@ -137,8 +154,8 @@ def _pairs(config: DataValidationConfig, result: Audit, resolved: Resolved) -> N
             "preferences",
             pairs.contradictory / pairs.rows,
             checks.contradictions,
-            f"{pairs.contradictions:,} pairs of candidates are labelled both ways, in {pairs.contradictory:,} rows; "
-            f"{aside['contradictions']}.",
+            f"Two candidates labelled both ways: {pairs.contradictions:,}, in {pairs.contradictory:,} of "
+            f"{pairs.rows:,} pairs; {aside['contradictions']}.",
             lambda: resolved.examples["contradictions"],
         ),
         near_half(
@@ -158,22 +175,23 @@ def _pairs(config: DataValidationConfig, result: Audit, resolved: Resolved) -> N
             f"The longer candidate is chosen in {pairs.longer_chosen.in_words()} of the pairs unequal in length."
             if pairs.longer_chosen.of
             else "No two candidates differ in length.",
-            lambda: resolved.examples["longer"],
+            lambda: resolved.examples["lengths"],
         ),
     ]
-    compared = sum(annotator.agreement.of for annotator in pairs.annotators)
+    # Each comparison counts for both annotators, and is one all the same.
+    compared = sum(annotator.agreement.of for annotator in pairs.annotators) // 2
     if pairs.annotators:
-        agreement = share(sum(annotator.agreement.hits for annotator in pairs.annotators), compared)
+        agreement = share(sum(annotator.agreement.hits for annotator in pairs.annotators) // 2, compared)
         result.verdicts.append(
             at_least(
                 "annotator_agreement",
                 "preferences",
                 agreement.rate,
                 checks.annotator_agreement,
-                f"{len(pairs.annotators):,} annotators; where two saw the same candidates they agree in "
-                f"{agreement.in_words()}."
+                f"Annotators: {len(pairs.annotators):,}; where two saw the same candidates they agree in "
+                f"{agreement.in_words()} of {compared:,} comparisons."
                 if compared
-                else f"{len(pairs.annotators):,} annotators, of whom no two saw the same candidates.",
+                else f"Annotators: {len(pairs.annotators):,}; no two saw the same candidates.",
             )
         )
     result.metrics |= {
@@ -193,6 +211,8 @@ def _overlaps(config: DataValidationConfig, result: Audit, resolved: Resolved) -
     }
     for overlap in resolved.overlaps:
         result.metrics[metric[overlap.dataset]] = overlap.prompts + overlap.held_out
+        if overlap.dataset not in result.sampled:
+            continue
         done = "they are in quarantine there" if config.shared_prompts == "quarantine" else "they are kept"
         further = f"; {overlap.held_out:,} more are in its held-out part" if overlap.held_out else ""
         result.verdicts.append(
@@ -201,7 +221,9 @@ def _overlaps(config: DataValidationConfig, result: Audit, resolved: Resolved) -
                 overlap.dataset,
                 overlap.prompts / overlap.of,
                 config.checks.shared_prompts,
-                f"{overlap.prompts:,} of {overlap.of:,} evaluation prompts are trained on, too; {done}{further}.",
+                f"{overlap.prompts:,} of {overlap.of:,} evaluation prompts are trained on, too; {done}{further}."
+                if overlap.prompts
+                else f"No evaluation prompt is trained on{further}.",
                 lambda finding=f"shared_prompts_{overlap.dataset}": resolved.examples[finding],
             )
         )
@@ -213,17 +235,18 @@ def _near_duplicates(config: DataValidationConfig, template: Template, result: A
     ]
     near = result.near = near_duplicates([text for _, _, text in texts], seed=config.seed)
     found = share(near.texts, len(texts))
-    evaluated = {
-        max(pair, key=lambda i: texts[i][0].dataset == "evaluation")
-        for *pair, _ in near.pairs
-        if len({texts[i][0].dataset == "evaluation" for i in pair}) == 2
-    }
-    across = f", of which {len(evaluated):,} evaluation prompts with one that is trained on" if evaluated else ""
+
+    def evaluated(index: int) -> bool:
+        return texts[index][0].dataset == "evaluation"
+
+    leaks = [pair for *pair, _ in near.pairs if evaluated(pair[0]) != evaluated(pair[1])]
+    leaked = {index for pair in leaks for index in pair if evaluated(index)}
+    across = f"; {len(leaked):,} or more are evaluation prompts with one that is trained on" if leaked else ""
     result.metrics["near_duplicate_share"] = found.rate or 0.0
 
     def shown() -> list[Example]:
-        first, second, _ = near.pairs[0]
-        return [texts[i][0].example(texts[i][1], texts[i][2]) for i in (first, second)]
+        pair = leaks[0] if leaks else near.pairs[0][:2]
+        return [texts[i][0].example(texts[i][1], texts[i][2]) for i in pair]
 
     result.verdicts.append(
         at_most(
@@ -231,7 +254,9 @@ def _near_duplicates(config: DataValidationConfig, template: Template, result: A
             "all prompts",
             found.rate,
             config.checks.near_duplicates,
-            f"{near.texts:,} of {len(texts):,} prompts looked at nearly repeat another: {found.in_words()}{across}.",
+            f"{near.texts:,} of {len(texts):,} prompts looked at nearly repeat another: {found.in_words()}{across}."
+            if near.texts
+            else f"None of {len(texts):,} prompts looked at nearly repeats another.",
             shown,
         )
     )
@@ -266,11 +291,90 @@ def _tokens(
             )
 
 
-def _characters(dataset: str, row: dict[str, Any], database: duckdb.DuckDBPyConnection) -> dict[str, list[int]]:
+def _writing(config: DataValidationConfig, result: Audit, samples: list[Sample]) -> None:
+    """Languages, characters and private data of every text sampled."""
+    places = [
+        (sample, index, row[column])
+        for sample in samples
+        for index, row in enumerate(sample.rows)
+        for column in TEXT_COLUMNS
+        if row.get(column)
+    ]
+    texts = [text for _, _, text in places]
+    result.texts = len(texts)
+    checks, subject = config.checks, "all texts"
+
+    def shown(positions: Iterable[int]) -> Callable[[], list[Example]]:
+        return lambda: [
+            sample.example(index, text) for sample, index, text in (places[position] for position in positions)
+        ]
+
+    private = find_private(texts)
+    with_private = list(dict.fromkeys(finding.index for finding in private.findings))
+    for kind, count in private.texts.items():
+        masked = [finding.masked for finding in private.findings if finding.kind == kind]
+        result.private[kind] = count, list(dict.fromkeys(masked))[:MASKED_SHOWN]
+    named = ", ".join(f"{kind} in {count:,}" for kind, (count, _) in result.private.items())
+    found = share(len(with_private), len(texts))
+    result.metrics["private_data_share"] = found.rate
+    result.verdicts.append(
+        at_most(
+            "private_data",
+            subject,
+            found.rate,
+            checks.private_data,
+            f"{len(with_private):,} of {len(texts):,} texts looked at have private data, {found.in_words()}"
+            f"{': ' + named if named else ''}.",
+            shown(with_private[:2]),
+        )
+    )
+
+    result.odd = {kind: where for kind, where in odd_characters(texts).items() if where.texts}
+    most = max(result.odd.values(), key=lambda where: where.texts, default=None)
+    odd = share(most.texts if most else 0, len(texts))
+    named = ", ".join(f"{MEANINGS[kind]} in {where.texts:,}" for kind, where in result.odd.items())
+    result.metrics["odd_characters_share"] = odd.rate
+    result.verdicts.append(
+        at_most(
+            "control_characters",
+            subject,
+            odd.rate,
+            checks.control_characters,
+            f"{named[:1].upper()}{named[1:]} of {len(texts):,} texts looked at; the most frequent in {odd.in_words()}."
+            if named
+            else f"No text of {len(texts):,} looked at has characters that hide, reorder or are damaged.",
+            shown(most.examples if most else ()),
+        )
+    )
+
+    spoken = result.languages = languages(texts)
+    told = {language: where for language, where in spoken.found.items() if language not in (UNDETERMINED, NO_LANGUAGE)}
+    main = next(iter(told), None)
+    others = {language: where for language, where in told.items() if language != main}
+    other = share(sum(where.texts for where in others.values()), sum(where.texts for where in told.values()))
+    if other.rate is not None:
+        result.metrics["other_languages_share"] = other.rate
+    listed = ", ".join(f"{language} {where.texts:,}" for language, where in list(told.items())[:LANGUAGES_SHOWN])
+    result.verdicts.append(
+        at_most(
+            "other_languages",
+            subject,
+            other.rate,
+            checks.other_languages,
+            f"Languages of the {other.of:,} texts long enough to tell: {listed}; others than {main} in "
+            f"{other.in_words()}."
+            if main
+            else f"None of {spoken.read:,} texts is long enough to tell its language.",
+            shown([where.examples[0] for where in others.values()][:2]),
+        )
+    )
+
+
+def _characters(dataset: str, row: dict[str, Any], index: Index) -> dict[str, list[int]]:
     columns = {"prompt": "prompt_chars"}
     names = [name for name in TEXT_COLUMNS[1:] if name in row]
     columns |= dict(zip(names, ("one_chars", "other_chars"), strict=False))
-    return {name: findings.lengths(database, dataset, column, LENGTHS_SHOWN) for name, column in columns.items()}
+    return {name: findings.lengths(index, dataset, column, LENGTHS_SHOWN) for name, column in columns.items()}
 
 
 def _shown(row: dict[str, Any]) -> str:

@@ -1,56 +1,25 @@
 """From converted rows to canonical datasets: ids, keys that make rows comparable, and splits.
 
-What the checks of whole datasets need of a row stands in a DuckDB database on disk, in tables `preferences`,
-`prompts`, `evaluation` and `demonstrations` (`INDEX_COLUMNS`): keys in place of texts, so that millions of rows are
-compared in little memory. A key is the lower half of an MD5 digest: 64 bits, the same on every machine and in every
-version.
+A key is XXH3 of a text's bytes: 64 bits, the same on every machine and in every version.
 """
 
-import hashlib
-import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from rlhf.data.formats import Kind
 from rlhf.data.intake import TEXTS, Part
 from rlhf.data.parallel import ordered_map
-from rlhf.data.store import DatasetWriter, Manifest
+from rlhf.data.store import MESSAGES, DatasetWriter, Manifest
 from rlhf.data.template import Template
+from rlhf.data_validation.index import Index
 from rlhf.data_validation.suffix import without_marker
-
-DATABASE_MEMORY = "400MB"  # beyond it DuckDB works on disk
-ROWS_PER_INSERT = 100_000
-
-INDEX_COLUMNS = {
-    "number": "BIGINT",  # place in the dataset, from 0
-    "file": "INTEGER",  # place in the source's files
-    "line": "BIGINT",
-    "offset_": "BIGINT",
-    "annotator": "VARCHAR",
-    "position": "TINYINT",  # which candidate was chosen, as laid out
-    "prompt_key": "UBIGINT",  # of the prompt less its suffix and the whitespace around it
-    "draw": "DOUBLE",  # in [0, 1), by the prompt and the seed alone
-    "prompt_chars": "INTEGER",
-    "one_key": "UBIGINT",  # chosen, completion or reference, less whitespace around it; 0 for none
-    "other_key": "UBIGINT",  # rejected
-    "one_chars": "INTEGER",
-    "other_chars": "INTEGER",
-}
-
-
-def open_database(folder: Path) -> duckdb.DuckDBPyConnection:
-    """A database on disk for the index of every dataset."""
-    connection = duckdb.connect(str(folder / "index.duckdb"))
-    connection.execute(f"set memory_limit = '{DATABASE_MEMORY}'")
-    connection.execute("set preserve_insertion_order = false")
-    return connection
 
 
 @dataclass
@@ -73,32 +42,24 @@ def write_canonical(
     template: Template,
     eval_fraction: float,
     seed: int,
-    database: duckdb.DuckDBPyConnection,
+    index: Index,
     pool: Executor,
     ahead: int,
 ) -> Written:
-    """Write the rows kept as a dataset at `path`, and their index as table `name`.
+    """Write the rows kept as a dataset at `path`, and their index under `name`.
 
     Args:
         eval_fraction: Share of the prompts whose pairs get the split "eval"; others get "train".
         seed: Draws which these are.
         pool, ahead: Threads, and blocks under way at most.
     """
-    columns = ", ".join(f"{column} {kind_}" for column, kind_ in INDEX_COLUMNS.items())
-    database.execute(f"create or replace table {name} ({columns})")
     writer = DatasetWriter(path, kind, template, pool)
+    rows = index.writer(name)
     ids = _Ids()
-    index: list[pa.Table] = []
     markers_removed = 0
 
     def keyed(part: Part) -> tuple[pa.Table, pa.Table, int]:
         return _with_keys(part.kept, kind, template, eval_fraction, seed)
-
-    def insert() -> None:
-        if index:
-            rows = pa.concat_tables(index)
-            database.from_arrow(rows).insert_into(name)
-            index.clear()
 
     for texts, keys, removed in ordered_map(pool, keyed, parts, ahead):
         if not len(texts):
@@ -106,11 +67,8 @@ def write_canonical(
         markers_removed += removed
         numbers = pa.array(np.arange(writer.rows, writer.rows + len(texts)))
         writer.write(texts.set_column(0, "id", ids.unique(texts["id"], keys["id_key"], keys["own"])))
-        keys = keys.append_column("number", numbers).select([*INDEX_COLUMNS])
-        index.append(keys)
-        if sum(map(len, index)) >= ROWS_PER_INSERT:
-            insert()
-    insert()
+        rows.write(keys.append_column("number", numbers))
+    rows.close()
     return Written(Path(path), writer.finish(), ids.repeated_own, markers_removed)
 
 
@@ -119,27 +77,23 @@ def _with_keys(
 ) -> tuple[pa.Table, pa.Table, int]:
     """The store's columns, with an id that may not be unique yet; the index' columns; markers removed."""
     names = TEXTS[kind]
-    texts, removed = {}, 0
-    for name in names:
-        texts[name], count = (kept[name], 0) if name == "prompt" else _less_marker(kept[name], template.suffix)
+    column = {name: kept[name].combine_chunks() for name in kept.column_names}
+    texts, removed = {"prompt": column["prompt"]}, 0
+    for name in names[1:]:
+        texts[name], count = _less_marker(column[name], template.suffix)
         removed += count
-    others = [pc.utf8_trim_whitespace(texts[name]) for name in names[1:]]
-    inputs = pa.table(
-        {
-            "own_id": kept["own_id"],
-            "body": bodies(texts["prompt"], template),
-            "one": others[0],
-            "other": others[1] if len(others) > 1 else pa.nulls(len(kept), pa.string()),
-        }
-    )
-    hashed = _duckdb().from_arrow(inputs).query("inputs", _KEYS).to_arrow_table()
-    prompt_key, one_key, other_key = (hashed[name].to_numpy() for name in ("prompt_key", "one_key", "other_key"))
+    body_bounds = _stripped(texts["prompt"], template.suffix.strip())
+    bounds = [_stripped(texts[name]) for name in names[1:]]
+    prompt_key = _keys(texts["prompt"], *body_bounds)
+    one_key = _keys(texts[names[1]], *bounds[0])
+    other_key = _keys(texts[names[2]], *bounds[1]) if len(names) > 2 else np.zeros(len(kept), np.uint64)
     id_key = _mixed(_mixed(_mixed(prompt_key) ^ one_key) ^ other_key)
     id_ = _in_hex(id_key)
-    own = pc.is_valid(kept["own_id"])
+    own = pc.is_valid(column["own_id"])
     if pc.any(own).as_py():
-        id_ = pc.coalesce(kept["own_id"], id_)
-        id_key = np.where(own.to_numpy(), hashed["own_key"].to_numpy(), id_key)
+        id_ = pc.coalesce(column["own_id"], id_)
+        own_key = _keys(column["own_id"], *_bounds(column["own_id"]))
+        id_key = np.where(own.to_numpy(zero_copy_only=False), own_key, id_key)
     draw = _mixed(prompt_key ^ _mixed(np.array([seed], np.uint64))) / 2.0**64
     length = {name: pc.utf8_length(text) for name, text in texts.items()}
     index = pa.table(
@@ -161,16 +115,11 @@ def _with_keys(
         }
     )
     columns = {"id": id_, **texts}
+    if MESSAGES in column:
+        columns[MESSAGES] = column[MESSAGES]
     if kind == "preferences":
         columns["split"] = pa.array(np.where(draw < eval_fraction, "eval", "train"), pa.string())
     return pa.table(columns), index, removed
-
-
-_KEYS = """
-    select md5_number_lower(body) as prompt_key, coalesce(md5_number_lower(one), 0) as one_key,
-        coalesce(md5_number_lower(other), 0) as other_key, coalesce(md5_number_lower(own_id), 0) as own_key
-    from inputs
-"""
 
 
 def _mixed(keys: np.ndarray) -> np.ndarray:
@@ -188,36 +137,67 @@ def _in_hex(keys: np.ndarray) -> pa.StringArray:
     return pa.StringArray.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(digits))
 
 
-_threads = threading.local()
+def _bounds(texts: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each text starts and ends in its array's bytes; an absent one ends where it starts."""
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    return offsets[:-1], offsets[1:]
 
 
-def _duckdb() -> duckdb.DuckDBPyConnection:
-    """A connection of this thread's own, that uses no thread besides."""
-    if not hasattr(_threads, "connection"):
-        _threads.connection = duckdb.connect(config={"threads": 1})
-    return _threads.connection
+def _stripped(texts: pa.StringArray, mark: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """`_bounds` less the whitespace around each text, its mark at the end, and the whitespace before that."""
+    starts, ends = _bounds(texts)
+    content = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+    if not len(content):
+        return starts, ends
+    starts, ends = _strip(content, texts, starts, ends)
+    if mark:
+        wanted = mark.encode()
+        marked = ends - starts >= len(wanted)
+        for place, byte in enumerate(wanted, -len(wanted)):
+            marked &= content[ends + place] == byte
+        starts, ends = _strip(content, texts, starts, ends - np.where(marked, len(wanted), 0))
+    return starts, ends
 
 
-def bodies(prompts: pa.ChunkedArray, template: Template) -> pa.ChunkedArray:
-    """`Template.body` of every prompt."""
-    mark = template.suffix.strip()
-    trimmed = pc.utf8_trim_whitespace(prompts)
-    if not mark:
-        return trimmed
-    ends = pc.ends_with(trimmed, mark)
-    if not pc.any(ends).as_py():
-        return trimmed
-    cut = pc.binary_slice(trimmed.cast(pa.binary()), 0, -len(mark.encode())).cast(pa.string())
-    return pc.if_else(ends, pc.utf8_trim_whitespace(cut), trimmed)
+def _strip(
+    content: np.ndarray, texts: pa.StringArray, starts: np.ndarray, ends: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    starts, ends = starts.copy(), ends.copy()
+    while (blank := (starts < ends) & _BLANK[content[np.minimum(starts, len(content) - 1)]]).any():
+        starts += blank
+    while (blank := (starts < ends) & _BLANK[content[ends - 1]]).any():
+        ends -= blank
+    # Whitespace of more bytes than one ends in few of all bytes, and begins with few.
+    wide = (starts < ends) & (_WIDE[content[ends - 1]] | _WIDE[content[np.minimum(starts, len(content) - 1)]])
+    for row in np.flatnonzero(wide).tolist():
+        text = content[starts[row] : ends[row]].tobytes().decode()
+        starts[row] += len(text.encode()) - len(text.lstrip().encode())
+        ends[row] = starts[row] + len(text.strip().encode())
+    return starts, ends
 
 
-def _less_marker(texts: pa.ChunkedArray, suffix: str) -> tuple[pa.ChunkedArray, int]:
+_SPACES = [character.encode() for character in map(chr, range(0x3001)) if character.isspace()]
+_BLANK, _WIDE = np.zeros(256, bool), np.zeros(256, bool)
+_BLANK[[space[0] for space in _SPACES if len(space) == 1]] = True
+_WIDE[[byte for space in _SPACES if len(space) > 1 for byte in (space[0], space[-1])]] = True
+
+
+def _keys(texts: pa.StringArray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The key of each text between its bounds; 0 for an absent text."""
+    content = memoryview(texts.buffers()[2] or b"")
+    key = xxhash.xxh3_64_intdigest
+    keys = [key(content[start:end]) for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    keys = np.array(keys, np.uint64)
+    return np.where(texts.is_valid().to_numpy(zero_copy_only=False), keys, np.uint64(0)) if texts.null_count else keys
+
+
+def _less_marker(texts: pa.StringArray, suffix: str) -> tuple[pa.StringArray, int]:
     """`without_marker` of every text, and how many it changed."""
     mark = suffix.strip()
     if not mark:
         return texts, 0
     begins = pc.fill_null(pc.starts_with(pc.utf8_ltrim_whitespace(texts), mark), False)
-    rows = np.flatnonzero(begins.to_numpy())
+    rows = np.flatnonzero(begins.to_numpy(zero_copy_only=False))
     if not len(rows):
         return texts, 0
     values = texts.to_pylist()
@@ -226,7 +206,7 @@ def _less_marker(texts: pa.ChunkedArray, suffix: str) -> tuple[pa.ChunkedArray, 
         text = without_marker(values[row], suffix)
         removed += text != values[row]
         values[row] = text
-    return pa.chunked_array([pa.array(values, pa.string())]), removed
+    return pa.array(values, pa.string()), removed
 
 
 class _Ids:
@@ -240,10 +220,13 @@ class _Ids:
     def unique(self, ids: pa.ChunkedArray, keys: pa.ChunkedArray, own: pa.ChunkedArray) -> pa.Array:
         """The ids of the next rows, none of which was given before."""
         hashes = keys.to_numpy()
-        fresh, first = np.unique(hashes, return_index=True)
+        order = np.argsort(hashes, kind="stable")
+        new = np.concatenate([[True], hashes[order][1:] != hashes[order][:-1]])
+        fresh, first = hashes[order][new], order[new]
         again = np.ones(len(hashes), bool)
-        again[first[~self._given(fresh)]] = False
-        self._add(fresh)
+        unknown = ~self._given(fresh)
+        again[first[unknown]] = False
+        self._add(fresh[unknown])
         rows = np.flatnonzero(again).tolist()
         if not rows:
             return ids
@@ -254,7 +237,7 @@ class _Ids:
             while True:
                 self._uses[key] = self._uses.get(key, 1) + 1
                 candidate = f"{values[row]}-{self._uses[key]}"
-                candidate_key = np.array([_key(candidate)], np.uint64)
+                candidate_key = np.array([xxhash.xxh3_64_intdigest(candidate.encode())], np.uint64)
                 if not self._given(candidate_key)[0]:
                     break
             self._add(candidate_key)
@@ -269,15 +252,12 @@ class _Ids:
         return given
 
     def _add(self, keys: np.ndarray) -> None:
+        if not len(keys):
+            return
         self._runs.append(keys)
         while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
             last = self._runs.pop()
-            self._runs[-1] = np.union1d(self._runs[-1], last)
-
-
-def _key(text: str) -> int:
-    """As DuckDB's md5_number_lower."""
-    return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[8:], "little")
+            self._runs[-1] = np.sort(np.concatenate([self._runs[-1], last]), kind="stable")
 
 
 def take_some(parts: Iterator[Part], rows: int) -> list[Part]:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rlhf.config import StageConfig
+from rlhf.data_validation.private_data import mask_private
 from rlhf.errors import DataError
 from rlhf.metrics import Share, percent
 
@@ -17,7 +18,7 @@ Outcome = Literal["passed", "warning", "failed", "ignored"]
 class Threshold(StageConfig):
     """How much of something is tolerated, and what happens beyond."""
 
-    limit: float = Field(ge=0, description="What is tolerated; each check says in which unit.")
+    limit: float = Field(ge=0, allow_inf_nan=False, description="What is tolerated; each check says in which unit.")
     action: Action = Field("warn", description="Beyond the limit: fail ends the run, warn and ignore do not.")
 
 
@@ -89,6 +90,9 @@ class Checks(StageConfig):
         }
 
 
+LONGEST_EXAMPLE = 4000  # characters shown
+
+
 @dataclass(frozen=True)
 class Example:
     """A row to look at."""
@@ -96,6 +100,12 @@ class Example:
     place: str
     """file:line."""
     text: str
+    """Without private data: reports are passed around."""
+
+    @classmethod
+    def of(cls, place: str, text: str) -> Self:
+        """With what is private masked, and the end left out where it is long."""
+        return cls(place, mask_private(text[: 2 * LONGEST_EXAMPLE])[:LONGEST_EXAMPLE])
 
 
 @dataclass(frozen=True)
@@ -176,12 +186,13 @@ def refuse_failed(verdicts: Sequence[Verdict]) -> None:
         shown = "; ".join(f"{example.place}: {_shortened(example.text)!r}" for example in verdict.examples[:2])
         parts.append(
             f"{verdict.subject}: {verdict.text} The limit of checks.{verdict.check} is "
-            f"{_limit(verdict)}{'; for example ' + shown if shown else ''}"
+            f"{limit_in_words(verdict)}{'; for example ' + shown if shown else ''}"
         )
     raise DataError(" | ".join(parts))
 
 
-def _limit(verdict: Verdict) -> str:
+def limit_in_words(verdict: Verdict) -> str:
+    """A limit below 1 is a share."""
     limit = verdict.threshold.limit
     return percent(limit) if limit < 1 else f"{limit:g}"
 

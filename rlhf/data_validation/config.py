@@ -35,6 +35,9 @@ class DataValidationConfig(StageConfig):
         description="Ends every prompt, for example 'TL;DR:'; empty for none. Unset: the one that the data itself "
         "uses, if any.",
     )
+    chat_template: Literal["none", "model"] = Field(
+        "none", description="How prompts and conversations are rendered: plain text, or the model's own chat template."
+    )
     prompt_sequence_length: int = Field(512, ge=1, description="Tokens of a prompt with instruction and suffix.")
     target_sequence_length: int = Field(64, ge=1, description="Tokens of a completion.")
     preference_eval_fraction: float = Field(

@@ -1,10 +1,8 @@
 """What is odd about datasets as wholes, found by their keys in the index (`rlhf.data_validation.canonical`)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import duckdb
-
+from rlhf.data_validation.index import Index
 from rlhf.metrics import Share, share
 
 TRAINED_ON = ("prompts", "preferences", "demonstrations")
@@ -33,7 +31,8 @@ class Pairs:
     """Numbers of rows."""
     contradiction_examples: list[int] = field(default_factory=list)
     """Numbers of rows, two for each contradiction."""
-    longer_examples: list[int] = field(default_factory=list)
+    length_examples: list[int] = field(default_factory=list)
+    """Numbers of the rows whose candidates differ most in length, the one being chosen that mostly is."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +59,25 @@ class Overlap:
     """Numbers of rows of the evaluation."""
 
 
-def pair_findings(database: duckdb.DuckDBPyConnection) -> Pairs:
+def pair_findings(index: Index) -> Pairs:
     """Look at the table `preferences`."""
-    rows, first, positioned, longer, unequal = database.execute(
-        """
+    rows, first, positioned, longer, unequal = index.query("""
         select count(*), count(*) filter (position = 0), count(position), count(*) filter (one_chars > other_chars),
             count(*) filter (one_chars <> other_chars)
         from preferences
-        """
-    ).fetchone()
-    database.execute(
-        """
+        """)[0]
+    index.query("""
         create or replace temp table labels as
         select prompt_key, one_key, other_key, count(*) as rows, min(number) as number, max(number) as last
         from preferences group by all
-        """
-    )
-    prompts, distinct = database.execute("select count(distinct prompt_key), count(*) from labels").fetchone()
+        """)
+    prompts, distinct = index.query("select count(distinct prompt_key), count(*) from labels")[0]
     both = """
         from labels as a join labels as b
         on a.prompt_key = b.prompt_key and a.one_key = b.other_key and a.other_key = b.one_key
         where a.one_key < a.other_key
     """
-    contradictions, contradictory = database.execute(
-        f"select count(*), coalesce(sum(a.rows + b.rows), 0) {both}"
-    ).fetchone()
+    contradictions, contradictory = index.query(f"select count(*), coalesce(sum(a.rows + b.rows), 0) {both}")[0]
     return Pairs(
         rows=rows,
         prompts=prompts,
@@ -93,54 +86,53 @@ def pair_findings(database: duckdb.DuckDBPyConnection) -> Pairs:
         contradictory=int(contradictory),
         first_chosen=share(first, positioned),
         longer_chosen=share(longer, unequal),
-        annotators=_annotators(database),
-        duplicate_examples=_numbers(
-            database,
+        annotators=_annotators(index),
+        duplicate_examples=index.column(
             "select unnest([number, last]) from (from labels where rows > 1 order by rows desc, number limit 1)",
         ),
-        contradiction_examples=_numbers(
-            database, f"select unnest([n, m]) from (select a.number as n, b.number as m {both} order by n limit 1)"
+        contradiction_examples=index.column(
+            f"select unnest([n, m]) from (select a.number as n, b.number as m {both} order by n limit 1)"
         ),
-        longer_examples=_numbers(
-            database, "select number from preferences order by one_chars - other_chars desc, number limit 2"
+        length_examples=index.column(
+            "select number from preferences where one_chars <> other_chars "
+            f"order by one_chars - other_chars {'desc' if 2 * longer >= unequal else 'asc'}, number limit 2",
         ),
     )
 
 
-def overlaps(database: duckdb.DuckDBPyConnection, eval_fraction: float) -> list[Overlap]:
+def overlaps(index: Index, eval_fraction: float) -> list[Overlap]:
     """Which prompts of the table `evaluation` are in each of those that are trained on."""
-    of = database.execute("select count(distinct prompt_key) from evaluation").fetchone()[0]
+    of = index.query("select count(distinct prompt_key) from evaluation")[0][0]
     found = []
     for name in TRAINED_ON:
         trained = "draw >= $1" if name == "preferences" else "draw >= 0 or $1 is null"
         both = f"from evaluation where prompt_key in (select prompt_key from {name} where {trained})"
-        prompts = database.execute(f"select count(distinct prompt_key) {both}", [eval_fraction]).fetchone()[0]
+        prompts = index.query(f"select count(distinct prompt_key) {both}", eval_fraction)[0][0]
         held_out = 0
         if name == "preferences":
             anywhere = "from evaluation where prompt_key in (select prompt_key from preferences)"
-            held_out = database.execute(f"select count(distinct prompt_key) {anywhere}").fetchone()[0] - prompts
-        examples = _numbers(database, f"select number {both} order by number limit 2", [eval_fraction])
+            held_out = index.query(f"select count(distinct prompt_key) {anywhere}")[0][0] - prompts
+        examples = index.column(f"select number {both} order by number limit 2", eval_fraction)
         found.append(Overlap(name, prompts, of, held_out, examples))
     return found
 
 
-def lengths(database: duckdb.DuckDBPyConnection, dataset: str, column: str, most: int) -> list[int]:
+def lengths(index: Index, dataset: str, column: str, most: int) -> list[int]:
     """Characters of a dataset's texts: of all, or of the `most` whose prompts' keys are lowest."""
-    return _numbers(
-        database, f"select {column} from {dataset} where {column} is not null order by prompt_key, number limit {most}"
+    return index.column(
+        f"select {column} from {dataset} where {column} is not null order by prompt_key, number limit {most}"
     )
 
 
-def sample(database: duckdb.DuckDBPyConnection, dataset: str, most: int) -> list[int]:
+def sample(index: Index, dataset: str, most: int) -> list[int]:
     """Numbers of all rows, or of `most` drawn by a hash, ascending."""
-    return _numbers(
-        database,
+    return index.column(
         f"from (select number from {dataset} order by hash(prompt_key, number), number limit {most}) order by 1",
     )
 
 
-def _annotators(database: duckdb.DuckDBPyConnection) -> list[Annotator]:
-    found = database.execute(
+def _annotators(index: Index) -> list[Annotator]:
+    found = index.query(
         """
         with votes as (
             select annotator, prompt_key, least(one_key, other_key) as a, greatest(one_key, other_key) as b,
@@ -154,9 +146,5 @@ def _annotators(database: duckdb.DuckDBPyConnection) -> list[Annotator]:
         select annotator, count(*) as rows, any_value(coalesce(agreed, 0)), any_value(coalesce(compared, 0))
         from votes left join compared using (annotator) group by annotator order by rows desc, annotator
         """
-    ).fetchall()
+    )
     return [Annotator(name, rows, share(agreed, compared)) for name, rows, agreed, compared in found]
-
-
-def _numbers(database: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[float] = ()) -> list[int]:
-    return [number for (number,) in database.execute(query, list(parameters)).fetchall()]

@@ -44,8 +44,9 @@ def near_duplicates(texts: Sequence[str], threshold: float = 0.8, seed: int = 0)
 
     Candidates come from MinHash (Broder 1997) with bands (Leskovec et al., Mining of Massive Datasets, ch. 3). A pair
     is kept by its exact Jaccard similarity: shared word shingles / all word shingles of both, case and punctuation
-    aside. So none is reported wrongly, and few are overlooked (`BANDS`). A text shorter than a shingle is one itself:
-    it only resembles texts of the same words. A text without words resembles none.
+    aside. So none is reported wrongly, and few are overlooked (`BANDS`). A word changed in the middle of n takes the
+    similarity to (n - 9) / (n + 1), to 0.8 at 49: shorter texts resemble those that differ at an end, or in case and
+    punctuation. A text shorter than a shingle is one itself; a text without words resembles none.
 
     Args:
         texts: Any number; time and memory grow linearly with them.

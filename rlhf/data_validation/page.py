@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from rlhf.data.chat import TODAY, without_marks
 from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape
 from rlhf.data.intake import Intake
-from rlhf.data.store import take_rows
+from rlhf.data.store import MESSAGES, take_rows
 from rlhf.data.template import Template
 from rlhf.data_validation.audit import Audit
 from rlhf.data_validation.canonical import Written
-from rlhf.data_validation.checks import Example, Verdict
+from rlhf.data_validation.characters import MEANINGS as MEANINGS_OF_ODD
+from rlhf.data_validation.checks import LONGEST_EXAMPLE, Example, Verdict, limit_in_words
 from rlhf.data_validation.rejects import Rejects
 from rlhf.data_validation.resolve import Resolved
 from rlhf.data_validation.steps import StepCount
@@ -32,7 +34,6 @@ from rlhf.report.page import (
     verdict,
 )
 
-_LONGEST_EXAMPLE = 4000
 _MOST_FILES = 50  # named one by one
 _MOST_ANNOTATORS = 30
 _OUTCOMES = {"failed": "fails", "warning": "look at this", "passed": "passed", "ignored": "ignored"}
@@ -48,6 +49,8 @@ class Facts:
     template: Template
     suffix_found: str
     """In words, where the suffix comes from; empty where there is none."""
+    chat_template_found: str
+    """In words, where the chat template comes from; empty for plain text."""
     rejects: Rejects
     resolved: Resolved
     audit: Audit
@@ -70,6 +73,7 @@ def report_page(facts: Facts) -> Page:
             Section("Quarantine", _quarantine(facts.rejects), "quarantine"),
             Section("Pairs", _pairs(facts), "pairs"),
             Section("Lengths", _lengths(facts), "lengths"),
+            Section("What texts are written in", _writing(facts), "writing"),
             Section("Prompt template", _template(facts), "template"),
             Section("Steps and epochs", _steps(facts), "steps"),
             Section("Datasets written", _written(facts), "written"),
@@ -81,7 +85,13 @@ def _summary(facts: Facts) -> Markup:
     metrics = facts.metrics
     by_outcome = Counter(check.outcome for check in facts.verdicts)
     beyond = [check for check in facts.verdicts if check.outcome in ("failed", "warning")]
-    reasons = [(False if check.outcome == "failed" else None, f"{check.subject}: {check.text}") for check in beyond]
+    reasons = [
+        (
+            False if check.outcome == "failed" else None,
+            f"{check.subject}: {check.text} The limit of checks.{check.check} is {limit_in_words(check)}.",
+        )
+        for check in beyond
+    ]
     if by_outcome["failed"]:
         word, good, headline = "Fail", False, "This data is not fit to train on as it is."
     elif beyond:
@@ -108,7 +118,7 @@ def _checks(facts: Facts) -> Markup:
     body = table(
         ["check", "of", "verdict", "found", "limit", "beyond it"],
         [
-            (c.check, c.subject, _OUTCOMES[c.outcome], c.text, f"{c.threshold.limit:g}", c.threshold.action)
+            (*map(_unbroken, (c.check, c.subject, _OUTCOMES[c.outcome])), c.text, limit_in_words(c), c.threshold.action)
             for c in checks
         ],
         "Limits, and what happens beyond them, are the option checks of data_validation.",
@@ -129,15 +139,25 @@ def _checks(facts: Facts) -> Markup:
     return body
 
 
+def _unbroken(name: str) -> Markup:
+    """In a narrow column, names are cut anywhere."""
+    return Markup('<span style="white-space: nowrap">{}</span>').format(name)
+
+
 def _examples(of: str, examples: Sequence[Example]) -> Markup:
-    return Markup("").join(
-        fold(f"{of}: {example.place}", text_block(example.text[:_LONGEST_EXAMPLE])) for example in examples
-    )
+    return Markup("").join(fold(f"{of}: {example.place}", text_block(example.text)) for example in examples)
 
 
 def _sources(facts: Facts) -> Markup:
     rows = [
-        (intake.source.parameter, file, str(intake.shape or "none recognised"), c.read, c.kept, c.quarantined)
+        (
+            _unbroken(intake.source.parameter),
+            file,
+            str(intake.shape or "none recognised"),
+            c.read,
+            c.kept,
+            c.quarantined,
+        )
         for intake in facts.intakes.values()
         for file, c in intake.counts.items()
     ]
@@ -148,7 +168,7 @@ def _sources(facts: Facts) -> Markup:
     body = table(["parameter", "file", "shape", "rows read", "rows kept", "rows in quarantine"], worst, caption)
     shapes = dict.fromkeys(intake.shape for intake in facts.intakes.values() if intake.shape)
     body += table(["shape", "recognised by"], [(str(shape), FIELDS[shape]) for shape in shapes])
-    if {Shape.VERTEX_CHAT, Shape.TRL_CHAT} & set(shapes):
+    if {Shape.VERTEX_CHAT, Shape.TRL_CHAT} & set(shapes) and not facts.chat_template_found:
         body += paragraph(
             "Conversations are rendered as plain text, a line `role: content` for each message and `assistant:` at "
             "the end; the model's own chat template is not used."
@@ -170,47 +190,22 @@ def _quarantine(rejects: Rejects) -> Markup:
     if not rejects.rows:
         return paragraph("Every row can be used.")
     counts: Counter[str] = Counter()
-    for (_, reason, _), rows in rejects.counts.items():
+    for (*_, reason, _), rows in rejects.counts.items():
         counts[reason] += rows
     body = paragraph("These rows are kept whole in the quarantine dataset and used nowhere.")
     body += table(["reason", "meaning", "rows"], [(r, MEANINGS[Reason(r)], n) for r, n in counts.most_common()])
-    for (reason, field), rows in rejects.examples.items():
+    for (_, reason, field), rows in rejects.examples.items():
         named = f"{reason} ({field})" if field else reason
-        body += _examples(named, [Example(f"{row['file']}, line {row['line']}", row["row"]) for row in rows])
+        body += _examples(named, [Example.of(f"{row['file']}, line {row['line']}", row["row"]) for row in rows])
     return body
 
 
 def _pairs(facts: Facts) -> Markup:
     pairs = facts.resolved.pairs
-    body = table(
-        ["finding", "value", "what is done about it"],
-        [
-            ("distinct prompts", pairs.prompts, ""),
-            ("exact duplicates of another pair", pairs.duplicates, "kept, or put in quarantine: option duplicates"),
-            (
-                "pairs of candidates labelled both ways",
-                pairs.contradictions,
-                "kept, for people disagree, or put in quarantine: option contradictions",
-            ),
-            (
-                "the first candidate is chosen",
-                pairs.first_chosen.in_words(),
-                "nothing; canonical pairs do not say in which order candidates were shown",
-            ),
-            (
-                "the longer candidate is chosen, of pairs unequal in length",
-                pairs.longer_chosen.in_words(),
-                "nothing; far from 50\u00a0%, a reward model may learn length in place of quality",
-            ),
-            *(
-                (
-                    f"evaluation prompts also among the {overlap.dataset}",
-                    overlap.prompts + overlap.held_out,
-                    "kept, or put in quarantine there: option shared_prompts",
-                )
-                for overlap in facts.resolved.overlaps
-            ),
-        ],
+    body = paragraph(
+        f"{pairs.rows:,} pairs of {pairs.prompts:,} distinct prompts. The checks say what repeats, contradicts or "
+        "leaks, and what is chosen; the options duplicates, contradictions and shared_prompts put such rows in "
+        "quarantine. Far from 50\u00a0%, a reward model may learn position or length in place of quality."
     )
     if pairs.annotators:
         shown = pairs.annotators[:_MOST_ANNOTATORS]
@@ -288,9 +283,35 @@ def _lengths(facts: Facts) -> Markup:
     )
 
 
+def _writing(facts: Facts) -> Markup:
+    audit = facts.audit
+    body = paragraph(f"{audit.texts:,} prompts, candidates, completions and references were looked at.")
+    if audit.private:
+        body += table(
+            ["private data", "texts with it", "such as, masked"],
+            [(kind, count, ", ".join(masked)) for kind, (count, masked) in audit.private.items()],
+        )
+    if audit.odd:
+        body += table(
+            ["characters", "texts with them"],
+            [(MEANINGS_OF_ODD[kind], where.texts) for kind, where in audit.odd.items()],
+        )
+    if audit.languages and audit.languages.found:
+        body += table(
+            ["language", "texts"],
+            [
+                *((language, where.texts) for language, where in audit.languages.found.items()),
+                ("too short to tell", audit.languages.too_short.texts),
+            ],
+            "ISO 639 codes, by py3langid; und where it is not sure, zxx where it is no language.",
+        )
+    return body
+
+
 def _template(facts: Facts) -> Markup:
     template = facts.template
     fields = [
+        ("chat template", facts.chat_template_found or "none: plain text"),
         ("instruction", repr(template.instruction) if template.instruction else "none"),
         ("suffix", f"{template.suffix!r} ({facts.suffix_found})" if template.suffix else "none"),
         ("prompt_sequence_length", f"{template.prompt_sequence_length} tokens"),
@@ -301,7 +322,16 @@ def _template(facts: Facts) -> Markup:
     body += table(["field", "value"], fields)
     if removed := sum(data.markers_removed for data in facts.written.values()):
         body += paragraph(f"{removed:,} completions began with the suffix's marker, which was taken off.")
-    example = template.render(take_rows(facts.written["prompts"].path, [0])[0]["prompt"])
+    if facts.chat_template_found:
+        body += paragraph(
+            "Prompts and conversations are rendered by the model's own chat template, up to where the assistant "
+            "answers; a bare prompt is one user message, the instruction a system message where the template takes "
+            "one. A template that asks for the date is told "
+            f"{TODAY:%d %B %Y}, so that results do not depend on the day."
+        )
+        body += fold("The chat template", text_block(template.chat_template[:LONGEST_EXAMPLE]))
+    row = take_rows(facts.written["prompts"].path, [0])[0]
+    example = without_marks(template.render(row["prompt"], row.get(MESSAGES)))
     return body + fold("The first prompt as a model reads it, when it is not too long", text_block(example))
 
 
@@ -309,7 +339,7 @@ def _steps(facts: Facts) -> Markup:
     return table(
         ["stage", "rows", "batch size", "steps an epoch is", "steps configured", "epochs these are"],
         [
-            (stage, count.rows, count.batch_size, count.running_on(), count.steps, f"{count.epochs_made:.2f}")
+            (stage, count.rows, count.batch_size, count.running_on(), count.steps, f"{count.epochs_made:,.2f}")
             for stage, count in facts.steps.items()
         ],
         "Steps an epoch is: rows / batch size, rounded up. Over several epochs stages count ceil(rows x epochs / "

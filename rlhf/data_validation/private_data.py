@@ -47,8 +47,8 @@ class KeyFormat:
 KEY_FORMATS = (
     # docs.aws.amazon.com/IAM/latest/UserGuide/reference_identifiers.html: long-term and temporary keys, base 32
     KeyFormat("AWS access key id", ("AKIA", "ASIA"), r"[A-Z2-7]{16}(?![A-Z0-9])"),
-    # github.blog/engineering/behind-githubs-new-authentication-token-formats; installation tokens as GitHub recommends
-    # since they may be JWTs: github.blog/changelog/2026-05-15-github-app-installation-tokens-per-request-override-header
+    # github.blog/engineering/behind-githubs-new-authentication-token-formats; those of installations may be JWTs since
+    # github.blog/changelog/2026-05-15-github-app-installation-tokens-per-request-override-header
     KeyFormat("GitHub token", ("ghp_", "gho_", "ghu_", "ghr_"), r"[A-Za-z0-9]{36}"),
     KeyFormat("GitHub token", ("ghs_",), r"[\w.-]{36}"),
     KeyFormat("GitHub token", ("github_pat_",), r"\w{82}"),
@@ -59,11 +59,11 @@ KEY_FORMATS = (
     # gitleaks, rule openai-api-key: T3BlbkFJ is "OpenAI" in base 64
     KeyFormat("OpenAI API key", ("sk-proj-", "sk-svcacct-", "sk-admin-"), r"[\w-]{20,100}T3BlbkFJ[\w-]{20}"),
     KeyFormat("OpenAI API key", ("sk-",), r"[A-Za-z0-9]{20}T3BlbkFJ[A-Za-z0-9]{20}"),
-    # gitleaks, rules anthropic-api-key and anthropic-admin-api-key
-    KeyFormat("Anthropic API key", ("sk-ant-api", "sk-ant-admin"), r"\d\d-[\w-]{93}AA"),
+    # gitleaks, rules anthropic-api-key (api03) and anthropic-admin-api-key (admin01)
+    KeyFormat("Anthropic API key", ("sk-ant-",), r"[a-z]{2,9}\d\d-[\w-]{80}"),
     # gitleaks, rule huggingface-access-token
     KeyFormat("Hugging Face token", ("hf_",), r"[A-Za-z0-9]{34}(?![A-Za-z0-9])"),
-    # RFC 7468 for PEM, RFC 9580 section 6.2 for OpenPGP: after the header line and, at times, headers, a line of base 64
+    # RFC 7468 for PEM, RFC 9580 section 6.2 for OpenPGP: "BEGIN", headers at times, then a line of base 64
     KeyFormat(
         "private key",
         ("-----BEGIN ",),
@@ -118,18 +118,45 @@ def find_private(texts: Iterable[str]) -> PrivateData:
         tuple(
             Finding(kind, index, masked)
             for index, text in enumerate(texts)
-            for kind, masked in (*_emails(text), *_phones(text), *_keys(text))
+            for kind, masked, _ in {(span.kind, span.masked, span.what): None for span in _spans(text)}
         )
     )
 
 
-def _emails(text: str) -> Iterator[tuple[str, str]]:
+def mask_private(text: str) -> str:
+    """The text with what `find_private` finds replaced by its masked form, keys to their end."""
+    shown, before = [], 0
+    for span in sorted(_spans(text), key=lambda span: (span.start, -span.end)):
+        if span.start >= before:
+            shown += [text[before : span.start], span.masked]
+            before = span.end
+    return "".join([*shown, text[before:]])
+
+
+@dataclass(frozen=True, repr=False)
+class _Span:
+    kind: str
+    masked: str
+    what: str
+    """Tells one from another in the same text; never shown."""
+    start: int
+    end: int
+
+
+def _spans(text: str) -> Iterator[_Span]:
+    yield from _emails(text)
+    yield from _phones(text)
+    yield from _keys(text)
+
+
+def _emails(text: str) -> Iterator[_Span]:
     if "@" in text:
-        for local, domain, top in dict.fromkeys(_EMAIL.findall(text)):
-            yield EMAIL, f"{_first(local)}…@{_first(domain[:-1])}…{top}"
+        for match in _EMAIL.finditer(text):
+            local, domain, top = match.groups()
+            yield _Span(EMAIL, f"{_first(local)}…@{_first(domain[:-1])}…{top}", match.group(), *match.span())
 
 
-def _phones(text: str) -> Iterator[tuple[str, str]]:
+def _phones(text: str) -> Iterator[_Span]:
     found = []
     if _INTERNATIONAL.search(text):
         found += PhoneNumberMatcher(text, None, Leniency.VALID, _TRIES)
@@ -137,17 +164,24 @@ def _phones(text: str) -> Iterator[tuple[str, str]]:
         for region in NATIONAL_REGIONS:
             matches = PhoneNumberMatcher(text, region, Leniency.STRICT_GROUPING, _TRIES)
             found += (match for match in matches if not match.raw_string.isdecimal())
-    numbers = {(match.number.country_code, match.number.national_number): match.number for match in found}
-    for (country_code, national_number), number in numbers.items():
-        if number_type(number) not in _NOBODYS:
-            yield PHONE, f"+{country_code} … {national_number % 100:02}"
+    for match in found:
+        country_code, national_number = match.number.country_code, match.number.national_number
+        if number_type(match.number) not in _NOBODYS:
+            masked = f"+{country_code} … {national_number % 100:02}"
+            yield _Span(PHONE, masked, f"{country_code} {national_number}", match.start, match.end)
 
 
-def _keys(text: str) -> Iterator[tuple[str, str]]:
+def _keys(text: str) -> Iterator[_Span]:
     for form, pattern in _KEYS:
         if any(prefix in text for prefix in form.prefixes):
-            prefixes = {match.group(): match[1] for match in pattern.finditer(text)}
-            yield from ((form.kind, f"{prefix}…") for prefix in prefixes.values())
+            for match in pattern.finditer(text):
+                end = (_KEY_BLOCK_END if form.kind == "private key" else _KEY_END).search(text, match.end())
+                yield _Span(form.kind, f"{match[1]}…", match.group(), match.start(), end.end() if end else len(text))
+
+
+# A pattern above may match no more than the beginning of a key.
+_KEY_END = re.compile(r"[\w.+/=-]*")
+_KEY_BLOCK_END = re.compile(r"-----END [^\n]*")
 
 
 def _first(part: str) -> str:

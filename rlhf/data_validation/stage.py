@@ -10,18 +10,20 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rlhf.data.formats import MEANINGS, Kind, Reason
 from rlhf.data.intake import TEXTS, Intake, Part
 from rlhf.data.sources import Source
-from rlhf.data.store import MANIFEST_NAME
+from rlhf.data.store import MANIFEST_NAME, MESSAGES
 from rlhf.data.template import Template
 from rlhf.data_validation.audit import audit
-from rlhf.data_validation.canonical import Written, open_database, take_some, write_canonical
+from rlhf.data_validation.canonical import Written, take_some, write_canonical
+from rlhf.data_validation.chat_template import ChatTemplate, load_chat_template
 from rlhf.data_validation.checks import Example, Threshold, Verdict, at_most, refuse_failed
 from rlhf.data_validation.config import DataValidationConfig
+from rlhf.data_validation.index import Index
 from rlhf.data_validation.page import Facts, report_page
 from rlhf.data_validation.rejects import Rejects
 from rlhf.data_validation.resolve import resolve
@@ -77,7 +79,7 @@ def run(
 
     Raises:
         ConfigError: An option of another stage is unknown, of the wrong type or out of range.
-        ModelError: The model reference cannot be used.
+        ModelError: The model reference cannot be used, or it has no chat template and is to have one.
         DataError: A source cannot be read or has no row that can be used; a check fails whose action is fail; the
             prompts of two sources end differently; there are fewer than two prompts with preferences, or, without
             eval_dataset, than two prompts; instruction and suffix leave no token for a prompt.
@@ -99,26 +101,30 @@ def _look(
 ) -> Facts:
     """Read, write, and look at what was written."""
     tokenizer, not_counted = load_tokenizer(config.large_model_reference)
+    chat = ChatTemplate()
+    if config.chat_template == "model":
+        chat = load_chat_template(config.large_model_reference, tokenizer)
     pa.set_cpu_count(1)  # the pool's threads are all there are
     with (
         tempfile.TemporaryDirectory(prefix="data_validation-") as scratch,
         ThreadPoolExecutor(_threads()) as pool,
-        contextlib.closing(open_database(Path(scratch))) as database,
+        Index(scratch) as index,
     ):
         rejects = Rejects(quarantine, pool)
-        intakes = {name: Intake(source, DATASETS[name][1], config.suffix) for name, source in sources.items()}
-        written, template, suffix_found = _write(config, intakes, paths, rejects, database, pool)
+        renderer = Template(instruction=config.instruction, **chat.fields) if chat.text else None
+        intakes = {name: Intake(source, DATASETS[name][1], config.suffix, renderer) for name, source in sources.items()}
+        written, template, suffix_found = _write(config, chat, intakes, paths, rejects, index, pool)
         quarantined = [_usable(intake, written[name], rejects, config) for name, intake in intakes.items()]
         if any(check.outcome == "failed" for check in quarantined):
             rejects.finish()
             refuse_failed(quarantined)
 
-        resolved = resolve(config, template, sources, written, database)
+        resolved = resolve(config, template, sources, written, index)
         for name, rows in resolved.quarantined.items():
-            rejects.add(rows)
+            rejects.add(rows, sources[name].parameter)
             intakes[name].move_to_quarantine(rows)
         rejects.finish()
-        audited = audit(config, template, tokenizer, intakes, written, resolved, database)
+        audited = audit(config, template, tokenizer, intakes, written, resolved, index)
 
     verdicts = [*quarantined, *audited.verdicts]
     read = sum(count.read for intake in intakes.values() for count in intake.counts.values())
@@ -138,6 +144,7 @@ def _look(
         written=written,
         template=template,
         suffix_found=suffix_found,
+        chat_template_found=chat.source,
         rejects=rejects,
         resolved=resolved,
         audit=audited,
@@ -150,10 +157,11 @@ def _look(
 
 def _write(
     config: DataValidationConfig,
+    chat: ChatTemplate,
     intakes: dict[str, Intake],
     paths: dict[str, str | Path],
     rejects: Rejects,
-    database: duckdb.DuckDBPyConnection,
+    index: Index,
     pool: Executor,
 ) -> tuple[dict[str, Written], Template, str]:
     """Every dataset; the template; and in words where its suffix was found."""
@@ -161,18 +169,19 @@ def _write(
     ahead = _threads() + 2
     with Progress(STAGE, max(1, sum(source.size for source in sources) // 1000), unit="kB") as progress:
 
-        def counted(parts: Iterator[Part]) -> Iterator[Part]:
-            for part in parts:
-                rejects.add(part.quarantined)
+        def counted(intake: Intake) -> Iterator[Part]:
+            for part in intake.parts(pool, ahead):
+                rejects.add(part.quarantined, intake.source.parameter)
                 progress.update(sum(source.bytes_read for source in sources) // 1000)
                 yield part
 
-        parts = {name: counted(intake.parts(pool, ahead)) for name, intake in intakes.items()}
+        parts = {name: counted(intake) for name, intake in intakes.items()}
         heads = {name: take_some(stream, ROWS_FOR_SUFFIX) for name, stream in parts.items()}
         suffix, found = (config.suffix, "given") if config.suffix is not None else _detect_suffix(heads)
         template = Template(
             instruction=config.instruction,
             suffix=suffix,
+            **chat.fields,
             prompt_sequence_length=config.prompt_sequence_length,
             target_sequence_length=config.target_sequence_length,
         )
@@ -181,7 +190,7 @@ def _write(
             stream = chain(heads.pop(name, []), parts.get(name, ()))
             fraction, path = config.preference_eval_fraction, paths[name]
             written[name] = write_canonical(
-                name, kind, stream, path, template, fraction, config.seed, database, pool, ahead
+                name, kind, stream, path, template, fraction, config.seed, index, pool, ahead
             )
         progress.update(progress.total, rows=sum(data.manifest.rows for data in written.values()))
     return written, template, found
@@ -221,11 +230,11 @@ def _usable(intake: Intake, data: Written, rejects: Rejects, config: DataValidat
     parameter = intake.source.parameter
     examples: list[Example] = []
     if aside:
-        reason, field, count = rejects.worst(intake.source.files)
+        reason, field, count = rejects.worst(parameter)
         named = f"{reason} ({field})" if field else reason
         text += f", most often ({count:,}) because of {named}: {MEANINGS[Reason(reason)]}"
-        rows = [row for row in rejects.examples[reason, field] if row["file"] in intake.counts]
-        examples = [Example(f"{row['file']}:{row['line']}", row["row"]) for row in rows]
+        rows = rejects.examples[parameter, reason, field]
+        examples = [Example.of(f"{row['file']}:{row['line']}", row["row"]) for row in rows]
     if not data.manifest.rows:
         text, threshold = f"{text}, so none is left", Threshold(limit=0, action="fail")
     return at_most("quarantined", parameter, aside / read, threshold, f"{text}.", lambda: examples)
@@ -235,15 +244,20 @@ def _detect_suffix(heads: dict[str, list[Part]]) -> tuple[str, str]:
     prompts, completions = {}, {}
     for name, parts in heads.items():
         parameter, kind = DATASETS[name]
-        texts = {column: _column(parts, column) for column in TEXTS[kind]}
+        # That conversations end in `assistant:` is no suffix where they are rendered by a chat template.
+        bare = [
+            part.kept.filter(pc.is_null(part.kept[MESSAGES])) for part in parts if MESSAGES in part.kept.column_names
+        ]
+        tables = bare or [part.kept for part in parts]
+        texts = {column: _column(tables, column) for column in TEXTS[kind]}
         prompts[parameter] = texts.pop("prompt")
         texts.pop("reference", None)
         completions[parameter] = [text for column in texts.values() for text in column]
     return detect(prompts, completions)
 
 
-def _column(parts: Sequence[Part], name: str) -> list[str]:
-    return [text for part in parts for text in part.kept[name].to_pylist()]
+def _column(tables: Sequence[pa.Table], name: str) -> list[str]:
+    return [text for table in tables for text in table[name].to_pylist()]
 
 
 def _check_options_and_models(config: DataValidationConfig) -> None:
@@ -293,11 +307,16 @@ def _write_findings(path: str | Path, facts: Facts) -> None:
             for file, count in intake.counts.items()
         ],
         "quarantine": [
-            {"file": file, "reason": reason, "field": field, "rows": rows}
-            for (file, reason, field), rows in sorted(facts.rejects.counts.items())
+            {"parameter": parameter, "file": file, "reason": reason, "field": field, "rows": rows}
+            for (parameter, file, reason, field), rows in sorted(facts.rejects.counts.items())
         ],
         "datasets": {name: data.manifest.model_dump() for name, data in facts.written.items()},
-        "template": facts.template.model_dump() | {"digest": facts.template.digest, "suffix_found": facts.suffix_found},
+        "template": facts.template.model_dump()
+        | {
+            "digest": facts.template.digest,
+            "suffix_found": facts.suffix_found,
+            "chat_template_found": facts.chat_template_found,
+        },
         "steps": {stage: count.as_json() for stage, count in facts.steps.items()},
         "metrics": facts.metrics,
     }

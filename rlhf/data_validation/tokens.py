@@ -10,6 +10,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Tokenizer
 
+from rlhf.data.chat import without_marks
+from rlhf.data.store import MESSAGES
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.metrics import Share, share
@@ -33,7 +35,7 @@ def load_tokenizer(reference: str) -> tuple[Tokenizer | None, str]:
         ModelError: There is one, and it is damaged.
     """
     try:
-        content = _read(reference)
+        content = read_model_file(reference, FILE_NAME)
     except (FileNotFoundError, EntryNotFoundError):
         return None, f"no {FILE_NAME} was found with {reference}"
     except Exception as error:  # the Hub's and each file system's client have exceptions of their own
@@ -72,11 +74,19 @@ def token_lengths(rows: Sequence[Mapping[str, Any]], template: Template, tokeniz
     Raises:
         DataError: Instruction and suffix leave no room for a prompt.
     """
-    rendered = [template.render(row["prompt"]) for row in rows]
-    prompts = _lengths(rendered, tokenizer, special_tokens=True)
+    plain = not template.chat_template
+    rendered = [template.render(row["prompt"], row.get(MESSAGES)) for row in rows]
+    # As rlhf.models.encoding has it, but that control tokens in a message count as one token each.
+    tokenizer.encode_special_tokens = plain
+    prompts = _lengths([without_marks(text) for text in rendered], tokenizer, special_tokens=plain)
     cut = [index for index, length in enumerate(prompts) if length > template.prompt_sequence_length]
     if cut:
-        template.fit(rows[cut[0]]["prompt"], lambda text: len(tokenizer.encode(text).ids))
+
+        def count(text: str) -> int:
+            return len(tokenizer.encode(without_marks(text), add_special_tokens=plain).ids)
+
+        template.fit(rows[cut[0]]["prompt"], count, rows[cut[0]].get(MESSAGES))
+    tokenizer.encode_special_tokens = True
     of = [
         (index, template.completion(rendered[index], row[side]))
         for index, row in enumerate(rows)
@@ -96,13 +106,18 @@ def token_lengths(rows: Sequence[Mapping[str, Any]], template: Template, tokeniz
     )
 
 
-def _read(reference: str) -> bytes:
+def read_model_file(reference: str, name: str) -> bytes:
+    """Read or download one file of a model.
+
+    Raises:
+        FileNotFoundError, EntryNotFoundError: It has none of that name; and what file systems and the Hub raise.
+    """
     if "://" in reference and not reference.startswith(("hf://", "file://")):
         fs, folder = fsspec.core.url_to_fs(reference)
-        return fs.cat_file(f"{folder.rstrip('/')}/{FILE_NAME}")
+        return fs.cat_file(f"{folder.rstrip('/')}/{name}")
     model = references.resolve(reference)
     folder = Path(model)
-    return (folder / FILE_NAME if folder.is_dir() else Path(hf_hub_download(model, FILE_NAME))).read_bytes()
+    return (folder / name if folder.is_dir() else Path(hf_hub_download(model, name))).read_bytes()
 
 
 def _lengths(texts: list[str], tokenizer: Tokenizer, special_tokens: bool) -> list[int]:

@@ -7,6 +7,7 @@ from statistics import fmean, median
 
 from markupsafe import Markup
 
+from rlhf.data.chat import without_marks
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.pairs import Pair, Prediction
 from rlhf.evaluator.verdict import Verdict
@@ -327,7 +328,7 @@ def _comparison(config: EvaluatorConfig, result: Evaluation, row: int, margin: f
         id=pair.id,
         outcome=f"{outcome}, {_signed(margin)}",
         good=won,
-        prompt=pair.prompt,
+        prompt=without_marks(pair.prompt),
         columns=columns,
     )
 

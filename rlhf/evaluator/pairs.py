@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf.data.store import read_dataset
+from rlhf.data.template import Template
 from rlhf.errors import DataError
 
 
@@ -43,17 +44,17 @@ class Pair:
         return self.before.prompt
 
 
-def read_pairs(before: str | Path, after: str | Path, evaluation: str | Path) -> tuple[list[Pair], str]:
+def read_pairs(before: str | Path, after: str | Path, evaluation: str | Path) -> tuple[list[Pair], Template]:
     """Join two files of predictions with the evaluation dataset, in the dataset's order.
 
     Returns:
-        The pairs, and the digest of the template they were rendered with.
+        The pairs, and the template they were rendered with.
 
     Raises:
         DataError: A file cannot be read, ids repeat or do not pair up, the two models were given other prompts, or
             predictions were made with another template than the evaluation data.
     """
-    rows, manifest, _ = read_dataset(evaluation, "prompts")
+    rows, manifest, template = read_dataset(evaluation, "prompts")
     if not rows:
         raise DataError(f"evaluation {evaluation}: found no rows, expected at least one prompt to compare on")
     predictions = {"predictions_before": _read(before), "predictions_after": _read(after)}
@@ -75,7 +76,7 @@ def read_pairs(before: str | Path, after: str | Path, evaluation: str | Path) ->
             f"predictions_before and predictions_after: {len(other_prompts):,} of {len(pairs):,} ids have another "
             f"prompt in each ({_examples(other_prompts)}); run bulk_inference for both on the same dataset"
         )
-    return pairs, manifest.template_digest
+    return pairs, template
 
 
 def _read(path: str | Path) -> list[Prediction]:

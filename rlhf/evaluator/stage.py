@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from statistics import fmean
 
+from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.page import Evaluation, evaluation_page
@@ -53,9 +54,9 @@ def run(
         ModelError: The reward model cannot be loaded, was trained with another template, or gives a score that is
             not finite.
     """
-    pairs, template_digest = read_pairs(predictions_before, predictions_after, evaluation)
+    pairs, template = read_pairs(predictions_before, predictions_after, evaluation)
     logs = {"sft": _scalars(sft_logs), "reward": _scalars(reward_logs), "ppo": _scalars(ppo_logs)}
-    before, after, reference = _score(config, pairs, reward_model, template_digest)
+    before, after, reference = _score(config, pairs, reward_model, template)
 
     with_reference = [pair for pair in pairs if pair.reference is not None]
     references = [pair.reference for pair in with_reference]
@@ -116,18 +117,18 @@ def run(
 
 
 def _score(
-    config: EvaluatorConfig, pairs: list[Pair], folder: str, template_digest: str
+    config: EvaluatorConfig, pairs: list[Pair], folder: str, template: Template
 ) -> tuple[list[float], list[float], list[float]]:
     """Rewards of the completions before and after, (pairs,) each, and of the references that there are."""
     from rlhf.models.loading import prepare_torch
     from rlhf.models.scoring import RewardModel
 
     prepare_torch(config.seed)
-    model = RewardModel.load(folder)
-    if model.card is not None and model.card.template_digest not in ("", template_digest):
+    model = RewardModel.load(folder, template)
+    if model.card is not None and model.card.template_digest not in ("", template.digest):
         raise ModelError(
             f"reward_model {folder}: trained with template {model.card.template_digest}, the evaluation dataset has "
-            f"{template_digest}; use the reward model that was trained on this run's data"
+            f"{template.digest}; use the reward model that was trained on this run's data"
         )
     texts = [(p.id, p.prompt, p.before.prediction) for p in pairs]
     texts += [(p.id, p.prompt, p.after.prediction) for p in pairs]

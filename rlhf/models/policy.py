@@ -7,7 +7,9 @@ from typing import Self
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.data.template import Template
 from rlhf.models.card import ModelCard
+from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import Kind, follow, kind_of, load_generator, load_tokenizer
 
 
@@ -18,8 +20,16 @@ class Policy:
     mass: they are removed from generation and from log-probabilities alike.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None, source: str):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        card: ModelCard | None,
+        source: str,
+        template: Template | None = None,
+    ):
         self.model, self.tokenizer, self.card, self.source = model, tokenizer, card, source
+        self.template = template or Template()
         self.kind = kind_of(model.config)
         self.eos = tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id
@@ -28,15 +38,19 @@ class Policy:
         self.forbidden = sorted(i for i in forbidden if i < vocabulary)
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, template: Template | None = None) -> Self:
         """Load a Model artifact, or any Hugging Face folder, id or short name.
+
+        Args:
+            folder: Where it is.
+            template: What prompts are rendered with; None for plain text.
 
         Raises:
             ModelError: There is no model, or it cannot generate.
         """
         path, card = follow(folder)
         tokenizer = load_tokenizer(path)
-        return cls(load_generator(path, tokenizer), tokenizer, card, path)
+        return cls(load_generator(path, tokenizer), tokenizer, card, path, template)
 
     def save(self, folder: str | Path, card: ModelCard) -> None:
         """Write a Hugging Face folder (safetensors, tokenizer) with its `rlhf.json`."""
@@ -45,15 +59,21 @@ class Policy:
         card.save(folder)
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Token ids of a rendered prompt. Encoder inputs keep their final EOS; a causal prompt must not have one."""
-        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        """Token ids of a rendered prompt. Encoder inputs keep their final EOS; a causal prompt must not have one.
+
+        A chat template wrote its special tokens itself, and none is added.
+        """
+        if self.template.chat_template:
+            ids = encode_chat(self.tokenizer, text)
+            return ids if self.kind is Kind.CAUSAL else [*ids, self.eos]
+        ids = encode_text(self.tokenizer, text)["input_ids"]
         if self.kind is Kind.CAUSAL and ids and ids[-1] == self.eos:
             ids = ids[:-1]
         return ids
 
     def encode_completion(self, text: str, max_tokens: int) -> list[int]:
         """Token ids of a completion and its EOS; one that is longer than `max_tokens` is cut and loses the EOS."""
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = encode_text(self.tokenizer, text, add_special_tokens=False)["input_ids"]
         return ([*ids, self.eos])[:max_tokens]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models.card import ModelCard
+from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import Kind, follow, kind_of, load_classifier, load_tokenizer
 
 
@@ -19,27 +20,39 @@ class RewardModel:
 
     A causal model reads prompt, response and EOS as one sequence and is scored at its last token. An encoder reads
     them as a text pair, with one separator put there by its tokenizer; an encoder-decoder as two texts, EOS after
-    each. Scores are shifted by a
-    constant that is part of the model, so that held-out chosen responses average 0.
+    each. A prompt that was rendered with the policy's chat template is read by a causal model as it is, and by others
+    without the template's control tokens, which they do not know. Scores are shifted by a constant that is part of the
+    model, so that held-out chosen responses average 0.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, card: ModelCard | None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        card: ModelCard | None,
+        template: Template | None = None,
+    ):
         self.model, self.tokenizer, self.card = model, tokenizer, card
+        self.template = template or Template()
         self.shift = card.score_shift if card else 0.0
         self.kind = kind_of(model.config)
         # T5 has relative positions and no limit; what its tokenizer states is what it was trained at.
         self.max_length = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path, template: Template | None = None) -> Self:
         """Load a Model artifact, or any Hugging Face folder, id or short name with or without a score head.
+
+        Args:
+            folder: Where it is.
+            template: What prompts are rendered with; None for plain text.
 
         Raises:
             ModelError: There is no model, or it has more than one label.
         """
         path, card = follow(folder)
         tokenizer = load_tokenizer(path)
-        return cls(load_classifier(path, tokenizer), tokenizer, card)
+        return cls(load_classifier(path, tokenizer), tokenizer, card, template)
 
     def save(self, folder: str | Path, card: ModelCard) -> None:
         self.model.save_pretrained(folder)
@@ -54,21 +67,17 @@ class RewardModel:
         """
         if self.kind is Kind.CAUSAL:
             eos = self.tokenizer.eos_token_id
-            head = self.tokenizer(prompt, verbose=False)["input_ids"]
-            if head and head[-1] == eos:
+            head = self._encode_prompt(prompt)
+            if head and head[-1] == eos and not self.template.chat_template:
                 head = head[:-1]
-            tail = self.tokenizer(Template.completion(prompt, completion), add_special_tokens=False, verbose=False)
+            tail = encode_text(self.tokenizer, self.template.completion(prompt, completion), add_special_tokens=False)
             encoded: dict[str, list[int]] = {"input_ids": [*head, *tail["input_ids"], eos]}
         elif self.kind is Kind.SEQ2SEQ:
-            encoded = {
-                "input_ids": [
-                    token
-                    for text in (prompt.strip(), completion.strip())
-                    for token in self.tokenizer(text)["input_ids"]
-                ]
-            }
+            answer = encode_text(self.tokenizer, completion.strip())["input_ids"]
+            encoded = {"input_ids": [*self._encode_prompt(prompt.strip()), *answer]}
         else:
-            encoded = dict(self.tokenizer(prompt.strip(), completion.strip(), verbose=False))
+            prompt = self.template.without_control_tokens(prompt)
+            encoded = dict(encode_text(self.tokenizer, prompt.strip(), completion.strip()))
             encoded.pop("attention_mask", None)
         if len(encoded["input_ids"]) > self.max_length:
             raise ModelError(
@@ -76,6 +85,15 @@ class RewardModel:
                 f"{self.max_length} positions; lower prompt_sequence_length, or take a model with more"
             )
         return encoded
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a rendered prompt, special tokens included."""
+        return len(self._encode_prompt(prompt))
+
+    def _encode_prompt(self, prompt: str) -> list[int]:
+        if self.template.chat_template and self.kind is Kind.CAUSAL:
+            return encode_chat(self.tokenizer, prompt)
+        return encode_text(self.tokenizer, self.template.without_control_tokens(prompt))["input_ids"]
 
     def collate(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         """Pad encoded rows on the right. Values are (rows, longest)."""

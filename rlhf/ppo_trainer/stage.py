@@ -58,11 +58,11 @@ def run(
     from rlhf.tracking import Tracker
 
     prepare_torch(config.seed)
-    actor, scorer = Policy.load(policy), RewardModel.load(reward_model)
+    actor, scorer = Policy.load(policy, template), RewardModel.load(reward_model, template)
     for model, folder in ((actor, policy), (scorer, reward_model)):
         if model.card is not None:
             model.card.require_template(template, folder)
-    fitted = [template.fit(row["prompt"], actor.count_tokens) for row in rows]
+    fitted = [template.fit(row["prompt"], actor.count_tokens, row.get("messages")) for row in rows]
     ready = [Prompt(row["id"], text, actor.encode_prompt(text)) for row, (text, _) in zip(rows, fitted, strict=True)]
     cut = sum(cut for _, cut in fitted) / len(rows)
     say(STAGE, f"{len(ready)} prompts, {config.train_steps} updates of {config.batch_size} episodes")

@@ -24,7 +24,7 @@ _SECTIONS_END = "<!-- end of sections -->"
 # Characters that do not show, or that reorder what stands around them: C0 and C1 controls (tab and line feed are
 # layout and stay), bidirectional controls (Unicode TR 9), zero-width and tag characters, lone surrogates. The
 # joiners U+200C and U+200D stay: Persian and emoji need them.
-_INVISIBLE = re.compile(
+INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -34,7 +34,7 @@ def visible(value: Any) -> Any:
     """Replace characters that hide or reorder text by their names, NUL by ⟨U+0000⟩. Markup is kept."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return _INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", value)
+    return INVISIBLE.sub(lambda match: f"⟨U+{ord(match.group()):04X}⟩", value)
 
 
 _NUMBER = re.compile(r"[+−-]?[\d.,]+(\s?%)?")

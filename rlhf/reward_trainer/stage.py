@@ -57,7 +57,7 @@ def run(
     from rlhf.tracking import Tracker
 
     prepare_torch(config.seed)
-    model = RewardModel.load(config.base_model or policy)
+    model = RewardModel.load(config.base_model or policy, template)
     if model.card is not None:
         model.card.require_template(template, config.base_model or policy)
     cut = _render(rows, template, model)
@@ -107,9 +107,7 @@ def _render(rows: list[dict], template: Any, model: Any) -> int:
     """Put the text that the model reads in place of each bare prompt; returns how many were cut."""
     total = 0
     for row in rows:
-        row["prompt"], cut = template.fit(
-            row["prompt"], lambda text: len(model.tokenizer(text, verbose=False)["input_ids"])
-        )
+        row["prompt"], cut = template.fit(row["prompt"], model.count_tokens, row.get("messages"))
         total += cut
     return total
 

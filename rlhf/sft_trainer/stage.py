@@ -54,7 +54,7 @@ def run(
     from rlhf.tracking import Tracker
 
     prepare_torch(config.seed)
-    model = Policy.load(base_model)
+    model = Policy.load(base_model, template)
     examples, prompts_cut, completions_cut = _tokenise(rows, template, model, config)
     steps = config.train_steps or math.ceil(len(examples) * config.epochs / config.batch_size)
     say(STAGE, f"{len(examples)} demonstrations, {steps} steps of {config.batch_size}")
@@ -90,7 +90,7 @@ def _tokenise(rows: list[dict], template: Any, policy: Any, config: SFTTrainerCo
 
     examples, prompts_cut, completions_cut = [], 0, 0
     for row in rows:
-        prompt, cut = template.fit(row["prompt"], policy.count_tokens)
+        prompt, cut = template.fit(row["prompt"], policy.count_tokens, row.get("messages"))
         prompts_cut += cut
         head = policy.encode_prompt(prompt)
         text = template.completion(prompt, row["completion"])

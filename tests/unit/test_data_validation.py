@@ -1,3 +1,5 @@
+"""The stage as a whole: datasets written, rows put aside, prompts held out, parameters checked."""
+
 import json
 import os
 import re
@@ -5,57 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fsspec
-import huggingface_hub.constants
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.processors import TemplateProcessing
 
 from rlhf.data.store import read_dataset
 from rlhf.data.template import Template
-from rlhf.data_validation import DataValidationConfig
-from rlhf.data_validation.stage import run
-from rlhf.data_validation.suffix import detect, without_marker
-from rlhf.data_validation.tokens import load_tokenizer
 from rlhf.errors import ConfigError, DataError, ModelError, RlhfError
-
-OUTPUTS = ("preferences", "prompts", "evaluation", "demonstrations", "quarantine")
-
-
-def write(path: Path, rows: list) -> str:
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return str(path)
-
-
-def pair(prompt: str, chosen: str = "a good one", rejected: str = "bad") -> dict:
-    return {"input_text": f"{prompt} [summary]: ", "candidate_0": rejected, "candidate_1": chosen, "choice": 1}
-
-
-@pytest.fixture
-def options(tmp_path) -> dict:
-    """Options of a run that passes: 40 pairs, 5 prompts, 4 to evaluate on, 3 demonstrations."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "model" / "model.safetensors").touch()
-    prompts = [{"input_text": f"Prompt {i} [summary]: "} for i in range(5)]
-    evaluation = [{"input_text": f"Held out {i} [summary]: ", "output_text": f"reference {i}"} for i in range(4)]
-    return {
-        "preference_dataset": write(tmp_path / "pairs.jsonl", [pair(f"Post {i}") for i in range(40)]),
-        "prompt_dataset": write(tmp_path / "prompts.jsonl", prompts),
-        "eval_dataset": write(tmp_path / "eval.jsonl", evaluation),
-        "demonstration_dataset": write(tmp_path / "demos.jsonl", [row | {"output_text": "x"} for row in prompts[:3]]),
-        "large_model_reference": str(tmp_path / "model"),
-    }
-
-
-def validate(options: dict, tmp_path: Path) -> dict[str, float]:
-    out = tmp_path / "out"
-    paths = {name: out / name for name in OUTPUTS}
-    pages = {"report": out / "report.html", "findings": out / "findings.json"}
-    return run(DataValidationConfig.parse(options, "data_validation"), **paths, **pages)
+from tests.intake import write_rows
+from tests.validation import OUTPUTS, pair, validate
 
 
 def test_a_run_writes_every_dataset_with_one_template(options, tmp_path):
@@ -93,7 +51,7 @@ BAD_ROWS = [pair("P", chosen=" "), pair("P", rejected="TL;DR:"), "no json", pair
 
 
 def test_rows_that_cannot_be_used_are_kept_whole_in_quarantine(options, tmp_path):
-    write(tmp_path / "pairs.jsonl", [*(pair(f"Post {i}") for i in range(96)), *BAD_ROWS])
+    write_rows(tmp_path / "pairs.jsonl", [*(pair(f"Post {i}") for i in range(96)), *BAD_ROWS])
     metrics = validate(options, tmp_path)
     rows, _, _ = read_dataset(tmp_path / "out" / "quarantine", "quarantine")
     file = str(tmp_path / "pairs.jsonl")
@@ -110,7 +68,7 @@ def test_rows_that_cannot_be_used_are_kept_whole_in_quarantine(options, tmp_path
 
 def test_too_many_of_them_fail_the_run_and_the_worst_reason_is_named_with_an_example(options, tmp_path):
     rows = [*(pair(f"Post {i}") for i in range(95)), *BAD_ROWS, pair("P") | {"choice": "1"}, pair("P") | {"choice": 3}]
-    write(tmp_path / "pairs.jsonl", rows)
+    write_rows(tmp_path / "pairs.jsonl", rows)
     with pytest.raises(DataError) as error:
         validate(options, tmp_path)
     said = str(error.value)
@@ -126,7 +84,7 @@ def test_too_many_of_them_fail_the_run_and_the_worst_reason_is_named_with_an_exa
 
 @pytest.mark.parametrize("dataset", ["preference_dataset", "prompt_dataset", "eval_dataset", "demonstration_dataset"])
 def test_a_source_without_a_usable_row_is_an_error_even_when_all_may_be_put_aside(options, tmp_path, dataset):
-    options[dataset] = write(tmp_path / "none.jsonl", [{"input_text": "TL;DR:"}] * 3)
+    options[dataset] = write_rows(tmp_path / "none.jsonl", [{"input_text": "TL;DR:"}] * 3)
     with pytest.raises(DataError, match=rf"^{dataset}: 3 of 3 rows \(100.%\) cannot be used, .* so none is left"):
         validate(options | {"checks": {"quarantined": {"limit": 1.0}}}, tmp_path)
 
@@ -174,7 +132,7 @@ def test_no_prompt_is_on_both_sides_and_none_changes_sides_when_rows_are_added(o
     for count in (200, 400):
         rows = [pair(f"Post {i}", chosen=f"good {n}") for i in range(count) for n in range(3)]
         rows += [row | {"input_text": row["input_text"].removesuffix(" [summary]: ")} for row in rows[:30]]
-        write(tmp_path / "pairs.jsonl", rows[:: 1 if count == 200 else -1])
+        write_rows(tmp_path / "pairs.jsonl", rows[:: 1 if count == 200 else -1])
         validate(options, tmp_path)
         written, _, _ = read_dataset(tmp_path / "out" / "preferences", "preferences")
         sides.append((bodies(written, "train"), bodies(written, "eval")))
@@ -196,7 +154,9 @@ def test_the_seed_draws_other_prompts(options, tmp_path):
 @pytest.mark.parametrize("fraction", [0.001, 0.5])
 @pytest.mark.parametrize("count", [2, 3])
 def test_neither_side_of_the_split_is_left_empty(options, tmp_path, fraction, count):
-    write(tmp_path / "pairs.jsonl", [pair(f"Post {i}", chosen=f"good {n}") for i in range(count) for n in range(2)])
+    write_rows(
+        tmp_path / "pairs.jsonl", [pair(f"Post {i}", chosen=f"good {n}") for i in range(count) for n in range(2)]
+    )
     for seed in range(10):
         metrics = validate(options | {"seed": seed, "preference_eval_fraction": fraction}, tmp_path)
         rows, _, _ = read_dataset(tmp_path / "out" / "preferences", "preferences")
@@ -206,7 +166,7 @@ def test_neither_side_of_the_split_is_left_empty(options, tmp_path, fraction, co
 
 
 def test_one_prompt_cannot_be_split(options, tmp_path):
-    write(tmp_path / "pairs.jsonl", [pair("Same"), pair("Same", "c", "d")])
+    write_rows(tmp_path / "pairs.jsonl", [pair("Same"), pair("Same", "c", "d")])
     with pytest.raises(DataError, match="preference_dataset: 2 usable pairs of 1 prompt cannot be split"):
         validate(options, tmp_path)
 
@@ -216,8 +176,8 @@ def unsplit(options, tmp_path) -> dict:
     """Options without eval_dataset; 200 prompts, each with and without the suffix, all with preferences."""
     texts = [f"Post {i}" for i in range(200)]
     prompts = [{"input_text": f"{text}{ending}"} for text in texts for ending in (" [summary]: ", "")]
-    write(tmp_path / "prompts.jsonl", [*prompts, *({"input_text": f"More {i} [summary]: "} for i in range(4000))])
-    write(tmp_path / "pairs.jsonl", [pair(text) for text in texts])
+    write_rows(tmp_path / "prompts.jsonl", [*prompts, *({"input_text": f"More {i} [summary]: "} for i in range(4000))])
+    write_rows(tmp_path / "pairs.jsonl", [pair(text) for text in texts])
     return {name: value for name, value in options.items() if name not in ("eval_dataset", "demonstration_dataset")}
 
 
@@ -250,7 +210,9 @@ def test_prompts_stay_held_out_when_rows_are_added_and_with_another_seed_others_
     validate(unsplit, tmp_path)
     before, trained = set(written(tmp_path, "evaluation")), set(written(tmp_path, "prompts"))
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
-    write(tmp_path / "prompts.jsonl", [*({"input_text": f"New {i} [summary]: "} for i in range(50)), *reversed(rows)])
+    write_rows(
+        tmp_path / "prompts.jsonl", [*({"input_text": f"New {i} [summary]: "} for i in range(50)), *reversed(rows)]
+    )
     validate(unsplit, tmp_path)
     assert before <= set(written(tmp_path, "evaluation"))
     assert not trained & set(written(tmp_path, "evaluation"))
@@ -261,13 +223,13 @@ def test_prompts_stay_held_out_when_rows_are_added_and_with_another_seed_others_
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("fraction", [0.01, 0.5])
 def test_neither_none_nor_all_of_very_few_prompts_are_held_out(unsplit, tmp_path, seed, fraction):
-    write(tmp_path / "prompts.jsonl", [{"input_text": f"Post {i} [summary]: "} for i in range(2)])
+    write_rows(tmp_path / "prompts.jsonl", [{"input_text": f"Post {i} [summary]: "} for i in range(2)])
     validate(unsplit | {"seed": seed, "prompt_eval_fraction": fraction}, tmp_path)
     assert len(written(tmp_path, "prompts")) == len(written(tmp_path, "evaluation")) == 1
 
 
 def test_one_prompt_cannot_be_trained_on_and_evaluated_on(unsplit, tmp_path):
-    write(tmp_path / "prompts.jsonl", [{"input_text": "Post 1 [summary]: "}, {"input_text": "Post 1"}])
+    write_rows(tmp_path / "prompts.jsonl", [{"input_text": "Post 1 [summary]: "}, {"input_text": "Post 1"}])
     with pytest.raises(DataError, match=r"^prompt_dataset: 2 usable rows of 1 prompt cannot be split.*eval_dataset"):
         validate(unsplit, tmp_path)
 
@@ -276,196 +238,6 @@ def test_an_eval_dataset_leaves_the_prompts_whole(options, tmp_path):
     metrics = validate(options, tmp_path)
     assert (metrics["prompts_held_out"], metrics["rows_prompts"], metrics["rows_evaluation"]) == (0, 5, 4)
     assert "No eval_dataset was given" not in (tmp_path / "out" / "report.html").read_text()
-
-
-def words_are_tokens() -> str:
-    """A tokenizer.json of one token a word, with a special token before every text."""
-    tokenizer = Tokenizer(WordLevel({"<unk>": 0, "<s>": 1}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    tokenizer.enable_truncation(4)  # some are saved so; it must not hide what is long
-    return tokenizer.to_str()
-
-
-def test_texts_over_the_sequence_lengths_are_counted_with_the_models_own_tokenizer(options, tmp_path, capsys):
-    (tmp_path / "model" / "tokenizer.json").write_text(words_are_tokens())
-    rows = [pair("one two", "a b c", "a b c d"), pair("one two three", "a", "b"), pair("1 2 3 4", "a", "b c d e")]
-    write(tmp_path / "pairs.jsonl", rows)
-    # A prompt is <s>, the words and [summary]:, a completion its words and the end of the sequence.
-    metrics = validate(options | {"prompt_sequence_length": 5, "target_sequence_length": 4}, tmp_path)
-    assert {name: value for name, value in metrics.items() if "_share_" in name} == {
-        "prompts_cut_share_preferences": pytest.approx(1 / 3),
-        "completions_over_share_preferences": pytest.approx(2 / 6),
-        "prompts_cut_share_prompts": 0,
-        "prompts_cut_share_evaluation": 0,
-        "prompts_cut_share_demonstrations": 0,
-        "completions_over_share_demonstrations": 0,
-    }
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "prompts of more than 5 tokens" in page
-    assert "33\u00a0%" in page
-    assert "not counted" not in page
-    said = (
-        "[data_validation] warning: prompts_cut of preferences: 33\u00a0% (95\u00a0% interval 6.1\u00a0% to 79\u00a0%)"
-    )
-    assert said in capsys.readouterr().out
-
-
-def test_an_instruction_that_leaves_no_room_for_a_prompt_fails_before_anything_is_written(options, tmp_path):
-    (tmp_path / "model" / "tokenizer.json").write_text(words_are_tokens())
-    options |= {"instruction": "Sum up in few words", "prompt_sequence_length": 7}
-    with pytest.raises(DataError, match=r"prompt_sequence_length: 7 tokens leave no room .* 'Sum up in few words'"):
-        validate(options, tmp_path)
-    assert not (tmp_path / "out" / "preferences" / "manifest.json").exists()
-    validate(options | {"prompt_sequence_length": 8}, tmp_path)
-
-
-def test_without_a_tokenizer_file_the_report_and_the_log_say_that_tokens_were_not_counted(options, tmp_path, capsys):
-    assert not [name for name in validate(options, tmp_path) if "_share_" in name]
-    said = f"oken lengths were not counted: no tokenizer.json was found with {tmp_path / 'model'}"
-    assert f"[data_validation] t{said}" in capsys.readouterr().out
-    assert f"T{said}" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_damaged_tokenizer_file_fails_by_name(options, tmp_path):
-    (tmp_path / "model" / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match=r"^large_model_reference .*: its tokenizer.json cannot be read"):
-        validate(options, tmp_path)
-
-
-def test_of_a_remote_model_only_the_tokenizer_is_fetched(monkeypatch, tmp_path):
-    store = fsspec.filesystem("memory")
-    store.pipe("/bucket/model/tokenizer.json", words_are_tokens().encode())
-    assert load_tokenizer("memory://bucket/model/")[0].encode("a b").tokens == ["<s>", "<unk>", "<unk>"]
-    assert load_tokenizer("memory://bucket/none") == (None, "no tokenizer.json was found with memory://bucket/none")
-
-    def download(model, name):
-        assert (model, name) == ("google/flan-t5-small", "tokenizer.json")
-        return write(tmp_path / "cached.json", [words_are_tokens()])
-
-    monkeypatch.setattr("rlhf.data_validation.tokens.hf_hub_download", download)
-    assert load_tokenizer("t5-small")[0] is not None
-
-
-def test_a_hub_without_the_tokenizer_or_out_of_reach_is_a_reason_and_no_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert load_tokenizer("org/model") == (None, "no tokenizer.json was found with org/model")
-
-    def fails(model, name):
-        raise ConnectionError("no\nroute")
-
-    monkeypatch.setattr("rlhf.data_validation.tokens.hf_hub_download", fails)
-    said = "the tokenizer.json of org/model cannot be read (ConnectionError: no route)"
-    assert load_tokenizer("org/model") == (None, said)
-
-
-def test_duplicates_contradictions_and_length_are_found_whitespace_aside(options, tmp_path):
-    rows = [
-        pair("P", "long", "sho"),
-        pair("P ", "long ", "sho"),
-        pair("P [summary]:", "long", "sho"),
-        pair("P", "sho", "long"),
-        pair("Q", "sho", "long"),
-        pair("Q", "one", "two"),
-        pair("Q", "two", "one"),
-    ]
-    rows[2]["input_text"] = "P [summary]:"
-    write(tmp_path / "pairs.jsonl", rows)
-    metrics = validate(options, tmp_path)
-    names = ("duplicate_pairs", "contradictory_pairs", "longer_wins_share", "first_wins_share")
-    assert [metrics[name] for name in names] == [2, 2, 3 / 5, 0]
-
-
-def test_prompts_that_evaluation_shares_are_counted(options, tmp_path):
-    shared = [{"input_text": "Prompt 1"}, {"input_text": "Prompt 1 [summary]:"}, {"input_text": "Post 3 [summary]: "}]
-    write(tmp_path / "eval.jsonl", shared)
-    metrics = validate(options, tmp_path)
-    assert (metrics["shared_prompts"], metrics["shared_with_preferences"]) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("endings", "suffix"),
-    [
-        ([" [summary]: "] * 10, " [summary]: "),
-        (["\nTL;DR:"] * 10, "\nTL;DR:"),
-        (["\n\nTL;DR:"] * 6 + ["\nTL;DR: "] * 4, "\n\nTL;DR:"),
-        (["\n\nAssistant:"] * 10, "\n\nAssistant:"),
-        (["\n### Your summary"] * 10, "\n### Your summary"),
-        ([" TL;DR:"] * 9 + [""], " TL;DR:"),
-        ([" TL;DR:"] * 8 + [""] * 2, ""),
-        ([""] * 10, ""),
-        ([" Why?"] * 10, ""),
-        ([" TL;DR:"], ""),
-    ],
-)
-def test_the_suffix_is_the_ending_that_nine_tenths_of_the_prompts_share(endings, suffix):
-    texts = [f"Post number {i}.{ending}" for i, ending in enumerate(endings)]
-    assert detect({"prompt_dataset": texts}, {})[0] == suffix
-
-
-def test_repeating_one_prompt_makes_no_suffix():
-    assert detect({"prompt_dataset": ["Name three things:"] * 10}, {}) == ("", "")
-
-
-def test_one_source_gives_its_suffix_to_the_others(options, tmp_path):
-    write(tmp_path / "eval.jsonl", [{"input_text": "No ending."}])
-    validate(options, tmp_path)
-    rows, _, template = read_dataset(tmp_path / "out" / "evaluation", "prompts")
-    assert template.render(rows[0]["prompt"]) == "No ending. [summary]: "
-
-
-def test_two_suffixes_are_an_error_unless_one_is_given(options, tmp_path):
-    write(tmp_path / "prompts.jsonl", [{"input_text": f"Post {i}.\nTL;DR:"} for i in range(9)])
-    del options["demonstration_dataset"]
-    with pytest.raises(DataError, match=r"suffix: .*'TL;DR:' in prompt_dataset.*; make them alike"):
-        validate(options, tmp_path)
-    validate(options | {"suffix": "TL;DR:"}, tmp_path)
-    assert Template.load(tmp_path / "out" / "prompts").suffix == "TL;DR:"
-
-
-def test_a_marker_that_candidates_begin_with_moves_to_the_prompts(options, tmp_path):
-    def row(i):
-        return {"prompt": f"POST: {i}", "chosen": f"TL;DR:  good {i}", "rejected": "TL;DR:  bad"}
-
-    write(tmp_path / "pairs.jsonl", [row(i) for i in range(9)])
-    write(tmp_path / "prompts.jsonl", [{"prompt": f"POST: {i}"} for i in range(9)])
-    write(tmp_path / "eval.jsonl", [{"prompt": "POST: x", "label": "TL;DR: ref"}])
-    validate(options | {"demonstration_dataset": ""}, tmp_path)
-    rows, _, template = read_dataset(tmp_path / "out" / "preferences", "preferences")
-    assert template.render(rows[0]["prompt"]) == "POST: 0\nTL;DR: "
-    assert (rows[0]["chosen"].strip(), rows[0]["rejected"].strip()) == ("good 0", "bad")
-    assert read_dataset(tmp_path / "out" / "evaluation", "prompts")[0][0]["reference"].strip() == "ref"
-
-
-def test_a_marker_inside_a_completion_stays():
-    assert without_marker("So, TL;DR: it works", "TL;DR:") == "So, TL;DR: it works"
-    assert without_marker("TL;DR:", "TL;DR:") == "TL;DR:"
-    assert without_marker("words", "") == "words"
-
-
-def test_the_report_shows_what_was_found_and_runs_nothing_that_stands_in_the_data(options, tmp_path):
-    attack = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-    rows = [pair(f"Post {i}") for i in range(96)]
-    write(tmp_path / "pairs.jsonl", [*rows, pair(attack, chosen=" "), f"{attack}", rows[0], pair(attack)])
-    write(tmp_path / "prompts.jsonl", [{"input_text": f"{attack} {i} [summary]: "} for i in range(3)])
-    validate(options | {"instruction": f"Do {attack}"}, tmp_path)
-    page = (tmp_path / "out" / "report.html").read_text()
-    assert "<script" not in page.lower()
-    assert "<img" not in page.lower()
-    template = Template.load(tmp_path / "out" / "prompts")
-    for expected in (
-        "Vertex text",
-        "blank_candidate",
-        "not_json",
-        "pairs.jsonl, line 98",
-        "&lt;script&gt;",
-        template.digest,
-        "[summary]",
-        "held out",
-        "<svg",
-    ):
-        assert expected in page, expected
 
 
 NOT_IN_THE_IMAGE = ["torch", "transformers", "datasets", "scipy", "rouge_score", "tensorboard", "kfp"]

@@ -126,7 +126,7 @@ def job(tmp_path, reward_model) -> Job:
 @pytest.fixture
 def scored(job, monkeypatch) -> Job:
     """The job with a reward model that counts words: more words, higher score."""
-    monkeypatch.setattr("rlhf.models.scoring.RewardModel.load", lambda folder: WordCounter())
+    monkeypatch.setattr("rlhf.models.scoring.RewardModel.load", lambda folder, template: WordCounter())
     return job
 
 

@@ -6,7 +6,9 @@ import json
 import os
 import socket
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from unittest.mock import patch
 
 import fsspec
 import google.auth.compute_engine._metadata
@@ -14,17 +16,23 @@ import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.registry import _registry as clients
 
 from rlhf.data.sources import Source
 from rlhf.errors import DataError
 from tests import stores
 
-PARAMETER = "prompt_dataset"
+PROTOCOLS = ("s3", "gs", "hf", "http")
 SECONDS = 60  # within which an error has to come
 ROWS = [{"prompt": "Größe", "n": 1}, {"prompt": "b", "n": 2}]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()
-MANY_ROWS = [{"prompt": "x" * 1000, "n": n} for n in range(12_000)]  # more than one request for any client's file
+FIRST_LINE = LINES.splitlines(keepends=True)[0]
+MANY_ROWS = [{"prompt": "x" * 1000, "n": n} for n in range(12_000)]  # no client fetches so much with one request
 MANY_LINES = "".join(json.dumps(row) + "\n" for row in MANY_ROWS).encode()
+HALF_OF_MANY_LINES = b"".join(MANY_LINES.splitlines(keepends=True)[: len(MANY_ROWS) // 2])
+
+small_and_large = pytest.mark.parametrize("content", [LINES, MANY_LINES], ids=["small", "large"])
+by_name_and_by_pattern = pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl"])
 
 
 def parquet(rows: list[dict]) -> bytes:
@@ -38,32 +46,34 @@ def rows_of(source: Source) -> list[dict]:
 
 
 def read(*uris: str) -> list[dict]:
-    return rows_of(Source(",".join(uris), PARAMETER))
+    return rows_of(Source(",".join(uris), "prompt_dataset"))
 
 
 def error_of(function, uri: str) -> str:
     """The one line in which it ends, in time and without secrets."""
-    caught: list[BaseException | None] = []
+    ends: list[BaseException | list] = []
 
     def call():
         try:
-            function()
-            caught.append(None)
+            ends.append(function())
         except BaseException as error:
-            caught.append(error)
+            ends.append(error)
 
-    started = time.monotonic()
     thread = threading.Thread(target=call, daemon=True)  # one that hangs is left behind
     thread.start()
     thread.join(SECONDS)
-    assert caught, f"no end after {SECONDS} s"
-    assert isinstance(caught[0], DataError), repr(caught[0])
-    message = str(caught[0])
-    print(f"{time.monotonic() - started:.1f} s: {message}")
-    assert message.startswith(f"{PARAMETER}: {uri}: ")
+    assert ends, f"{uri}: no end in {SECONDS} s"
+    assert isinstance(ends[0], DataError), f"{uri}: {ends[0]!r:.200}"
+    message = str(ends[0])
+    assert message.startswith(f"prompt_dataset: {uri}: ")
     assert "\n" not in message
     assert stores.SECRET not in message
     return message
+
+
+def forget_clients():
+    for protocol in PROTOCOLS:
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -72,17 +82,16 @@ def environment(monkeypatch, tmp_path):
     for name in os.environ:
         if name.startswith(("AWS_", "GOOGLE_", "GCSFS_", "FSSPEC_", "HF_", "HUGGING_FACE_")) or "proxy" in name.lower():
             monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path / "none"))
-    yield
-    for protocol in ("s3", "gs", "hf", "http"):
-        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "CLOUDSDK_CONFIG"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with patch.dict(clients):  # other tests have packages be missing
+        yield
+        forget_clients()
 
 
 @pytest.fixture(autouse=True)
-def _loopback_only(monkeypatch):
-    """Nothing outside is asked: not for names, not for the credentials of a cloud's machine."""
+def loopback_only(monkeypatch):
+    """Nothing outside is asked: not for names, and not for the credentials of a cloud's machine."""
     asked = []
     connect, resolve = socket.socket.connect, socket.getaddrinfo
 
@@ -93,7 +102,7 @@ def _loopback_only(monkeypatch):
         return connect(self, address)
 
     def guarded_resolve(host, *args, **kwargs):
-        if host not in ("127.0.0.1", "localhost", "::1", None):
+        if host not in ("127.0.0.1", "::1", "localhost"):
             asked.append(host)
             raise socket.gaierror(f"{host} is not loopback")
         return resolve(host, *args, **kwargs)
@@ -112,33 +121,42 @@ def moto_port():
 
 @pytest.fixture
 def opened(monkeypatch, moto_port):
-    """Opens a store by its protocol, as a user's environment names it."""
+    """Opens the store of a protocol, and has the environment lead there."""
     with contextlib.ExitStack() as stack:
 
         def opened(protocol: str) -> stores.Store:
-            kinds = {"s3": lambda: stores.s3(moto_port), "gs": stores.gs, "hf": stores.hub, "http": stores.web}
+            kinds = {"s3": partial(stores.s3, moto_port), "gs": stores.gs, "hf": stores.hub, "http": stores.web}
             store = stack.enter_context(kinds[protocol]())
             for name, value in store.environment.items():
                 monkeypatch.setenv(name, value)
-            # These two are read when their packages are imported.
+            # What these packages read of the environment when they are imported:
             if protocol == "gs":
                 monkeypatch.setattr(google.auth.compute_engine._metadata, "_NO_GCE_CHECK", True)
             if protocol == "hf":
+                urls = f"{store.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
                 monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", store.endpoint)
+                monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", urls)
                 monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
             return store
 
         yield opened
 
 
-@pytest.fixture(params=["s3", "gs", "hf", "http"])
+@pytest.fixture(params=PROTOCOLS)
 def store(request, opened):
     return opened(request.param)
+
+
+@pytest.fixture
+def not_yet(request):
+    """Marks what is claimed and does not hold yet."""
+    return lambda reason: request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.jsonl", LINES), ("a.jsonl.gz", gzip.compress(LINES)), ("a.parquet", parquet(ROWS)), ("größe 1.jsonl", LINES)],
+    ids=["lines", "gzip", "parquet", "odd_name"],
 )
 def test_every_kind_of_file_is_read(store, name, content):
     store.put(name, content)
@@ -147,37 +165,38 @@ def test_every_kind_of_file_is_read(store, name, content):
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [
-        ("a.jsonl", MANY_LINES),
-        ("a.jsonl.gz", gzip.compress(MANY_LINES, 0)),
-        ("a.parquet", parquet(MANY_ROWS)),
-    ],
+    [("a.jsonl", MANY_LINES), ("a.jsonl.gz", gzip.compress(MANY_LINES, 0)), ("a.parquet", parquet(MANY_ROWS))],
+    ids=["lines", "gzip", "parquet"],
 )
-def test_a_file_of_several_requests_is_read(store, name, content):
+def test_a_large_file_is_read_with_few_requests(store, not_yet, name, content):
+    if store.prefix == "gs://" and name.endswith(".gz"):
+        not_yet("gzip reads 8 KiB at a time, and gcsfs makes a request of each")
     store.put(name, content)
     assert read(store.uri(name)) == MANY_ROWS
+    assert store.door.requests < 30
 
 
 def test_a_pattern_is_read_in_order_of_names(store):
     for name in ("b2", "c", "b1"):
         store.put(f"{name}.jsonl", json.dumps({"name": name}).encode())
-    assert Source(store.uri("b*.jsonl"), PARAMETER).files == [store.uri("b1.jsonl"), store.uri("b2.jsonl")]
+    assert Source(store.uri("b*.jsonl"), "prompt_dataset").files == [store.uri("b1.jsonl"), store.uri("b2.jsonl")]
     assert [row["name"] for row in read(store.uri("b*.jsonl"))] == ["b1", "b2"]
 
 
 def test_protocols_mix_in_a_list(opened):
     uris = []
-    for protocol in ("http", "hf", "s3", "gs"):
+    for protocol in PROTOCOLS:
         store = opened(protocol)
         store.put("a.jsonl", json.dumps({"protocol": protocol}).encode())
         uris.append(store.uri("a.jsonl"))
-    assert [row["protocol"] for row in read(*uris)] == ["http", "hf", "s3", "gs"]
+    assert [row["protocol"] for row in read(*reversed(uris))] == list(reversed(PROTOCOLS))
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl"])
+@by_name_and_by_pattern
 def test_a_bucket_that_does_not_exist_is_said(store, name):
     uri = store.uri(name, "none")
-    error_of(lambda: read(uri), uri)
+    message = error_of(lambda: read(uri), uri)
+    assert "no such file" in message or "matches no file" in message or "FileNotFoundError" in message
 
 
 def test_a_file_that_does_not_exist_is_said(store):
@@ -192,79 +211,106 @@ def test_a_pattern_that_matches_nothing_is_said(store):
     assert "matches no file" in error_of(lambda: read(uri), uri)
 
 
-def test_a_file_to_which_access_is_denied_is_said(store):
+@by_name_and_by_pattern
+def test_a_file_to_which_access_is_denied_is_said(store, not_yet, name):
+    if store.prefix.startswith("http") and name == "a.jsonl":
+        not_yet("whatever a web server answers, HTTPFileSystem.exists says that there is no such file")
     store.put("a.jsonl", LINES, "private")
-    uri = store.uri("a.jsonl", "private")
-    message = error_of(lambda: read(uri), uri)
-    assert "403" in message or "Forbidden" in message
-
-
-def test_a_pattern_in_a_bucket_to_which_access_is_denied_is_said(store):
-    store.put("a.jsonl", LINES, "private")
-    uri = store.uri("*.jsonl", "private")
-    listed = store.prefix.startswith(("s3:", "hf:"))  # there, only reading is denied
+    listed = store.prefix.startswith(("s3:", "hf:"))  # only reading is denied
+    uri = store.uri(name, "private")
     message = error_of(lambda: read(uri), store.uri("a.jsonl", "private") if listed else uri)
     assert "403" in message or "Forbidden" in message
 
 
-@pytest.mark.parametrize("content", [LINES, MANY_LINES], ids=["small", "large"])
-@pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl"])
+def test_a_bucket_that_asks_for_credentials_where_there_are_none_is_said(opened, monkeypatch):
+    store = opened("s3")
+    store.put("a.jsonl", LINES)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    uri = store.uri("a.jsonl")
+    assert "Unable to locate credentials" in error_of(lambda: read(uri), uri)
+
+
+@small_and_large
+@by_name_and_by_pattern
 def test_a_file_that_vanishes_after_it_was_listed_is_said(store, name, content):
     store.put("a.jsonl", content)
-    source = Source(store.uri(name), PARAMETER)
+    source = Source(store.uri(name), "prompt_dataset")
     store.delete("a.jsonl")
-    error_of(lambda: rows_of(source), store.uri("a.jsonl"))
+    message = error_of(lambda: rows_of(source), store.uri("a.jsonl"))
+    assert "is gone" in message or "404" in message
 
 
 @pytest.mark.parametrize(
     ("first", "then"),
-    [(LINES, LINES[: len(LINES) // 2]), (MANY_LINES, MANY_LINES[: len(MANY_LINES) // 2]), (MANY_LINES, LINES)],
+    [(LINES, FIRST_LINE), (MANY_LINES, HALF_OF_MANY_LINES), (MANY_LINES, FIRST_LINE)],
     ids=["small", "large", "large_to_small"],
 )
-@pytest.mark.parametrize("name", ["a.jsonl", "*.jsonl"])
-def test_a_file_that_shrinks_after_it_was_listed_is_said(store, name, first, then):
-    then = then[: then.rfind(b"\n") + 1]
+@by_name_and_by_pattern
+def test_a_file_that_shrinks_after_it_was_listed_is_said(store, not_yet, name, first, then):
+    if name == "*.jsonl" and store.prefix.startswith("http"):
+        not_yet("a web page's list of files tells no sizes")
+    elif name == "a.jsonl" and first == MANY_LINES and not store.prefix.startswith("hf"):
+        not_yet("a large file is opened with the size that it has by then")
     store.put("a.jsonl", first)
-    source = Source(store.uri(name), PARAMETER)
+    source = Source(store.uri(name), "prompt_dataset")
     store.put("a.jsonl", then)
     error_of(lambda: rows_of(source), store.uri("a.jsonl"))
 
 
-def test_a_store_that_cannot_be_reached_is_said(store):
-    store.put("a.jsonl", LINES)
-    store.door.shut()
-    uri = store.uri("a.jsonl")
-    error_of(lambda: read(uri), uri)
+@pytest.mark.slow
+def test_stores_that_are_gone_are_said_before_and_after_files_were_listed(opened):
+    calls = {}
+    gone = [opened(protocol) for protocol in PROTOCOLS]
+    for store in gone:
+        store.put("small.jsonl", LINES)
+        store.put("large.jsonl", MANY_LINES)
+        for uri in (store.uri("small.jsonl"), store.uri("large.jsonl")):
+            calls[uri] = partial(rows_of, Source(uri, "prompt_dataset"))
+        calls[store.uri("other.jsonl")] = partial(read, store.uri("other.jsonl"))
+    for store in gone:
+        store.door.shut()
+    forget_clients()
+    with ThreadPoolExecutor(len(calls)) as pool:  # most try again for a while
+        assert len(list(pool.map(error_of, calls.values(), calls))) == len(calls)
 
 
-@pytest.mark.parametrize("content", [LINES, MANY_LINES], ids=["small", "large"])
-def test_a_store_that_goes_down_after_files_were_listed_is_said(store, content):
-    store.put("a.jsonl", content)
-    uri = store.uri("a.jsonl")
-    source = Source(uri, PARAMETER)
-    store.door.shut()
-    error_of(lambda: rows_of(source), uri)
+def test_a_web_server_that_is_gone_is_not_taken_for_a_file_that_is_gone(opened, not_yet):
+    not_yet("HTTPFileSystem says so of both")
+    web = opened("http")
+    web.put("a.jsonl", MANY_LINES)
+    uri = web.uri("a.jsonl")
+    source = Source(uri, "prompt_dataset")
+    web.door.shut()
+    assert "is gone" not in error_of(lambda: rows_of(source), uri)
+    assert "no such file" not in error_of(lambda: read(uri), uri)
 
 
-@pytest.mark.parametrize("content", [LINES, MANY_LINES], ids=["small", "large"])
-@pytest.mark.parametrize("folder", ["no_ranges", "no_length", "no_head", "moved"])
-def test_a_web_server_of_few_abilities_is_read(opened, folder, content):
+def test_a_web_server_that_fails_is_said(opened, not_yet):
+    not_yet("whatever a web server answers, HTTPFileSystem.exists says that there is no such file")
+    web = opened("http")
+    web.put("a.jsonl", LINES)
+    uri = web.uri("a.jsonl", "broken")
+    assert "500" in error_of(lambda: read(uri), uri)
+
+
+@small_and_large
+@pytest.mark.parametrize("folder", ["moved", "no_head", "no_ranges", "no_length"])
+def test_a_web_server_of_few_abilities_is_read(opened, not_yet, folder, content):
+    if folder == "no_length":
+        not_yet("HTTPStreamFile does not go back to the start, from which the kind of file was told")
+    elif folder == "no_ranges" and content == MANY_LINES:
+        not_yet("HTTPFile asks for the second block")
     web = opened("http")
     web.put("a.jsonl", content)
     assert read(web.uri("a.jsonl", folder)) == [json.loads(line) for line in content.splitlines()]
 
 
-@pytest.mark.parametrize("content", [LINES, MANY_LINES], ids=["small", "large"])
-@pytest.mark.parametrize("folder", ["cut", "cut_no_length"])
+@small_and_large
+@pytest.mark.parametrize("folder", ["cut", "no_length_cut"])
 def test_an_answer_that_breaks_off_is_said(opened, folder, content):
     web = opened("http")
     web.put("a.jsonl", content)
     uri = web.uri("a.jsonl", folder)
     error_of(lambda: read(uri), uri)
-
-
-def test_a_web_server_that_fails_is_said(opened):
-    web = opened("http")
-    web.put("a.jsonl", LINES)
-    uri = web.uri("a.jsonl", "broken")
-    assert "500" in error_of(lambda: read(uri), uri)

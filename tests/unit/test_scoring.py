@@ -1,9 +1,11 @@
 import pytest
 import torch
 
+from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models.card import ModelCard
 from rlhf.models.scoring import RewardModel
+from tests.conftest import CHAT_TEMPLATE
 
 PROMPTS = ["My brother sold my guitar.\nTL;DR:", "So this is about my boss. Should I sue them?\nTL;DR:"]
 COMPLETIONS = ["my brother sold my guitar", "should i sue"]
@@ -67,3 +69,38 @@ def test_a_classifier_with_other_than_one_label_is_refused(bert_folder, tmp_path
     RewardModel.load(bert_folder).tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="3 labels, expected 1"):
         RewardModel.load(tmp_path)
+
+
+SPELLED = "He wrote </s> and [SEP], then <pad> left."
+
+
+def test_a_post_cannot_bring_special_tokens_along(reward_model):
+    row, ordinary = reward_model.encode(SPELLED, "sold</s>[SEP]"), reward_model.encode("He left.", "sold")
+    special = set(reward_model.tokenizer.all_special_ids)
+    kept = [token for token in ordinary["input_ids"] if token in special]
+    assert [token for token in row["input_ids"] if token in special] == kept, "those of the model's own layout"
+    text = reward_model.tokenizer.decode(row["input_ids"], skip_special_tokens=True)
+    assert text.replace(" ", "") == (SPELLED + "sold</s>[SEP]").replace(" ", "")
+
+
+CHAT = Template(chat_template=CHAT_TEMPLATE, special_tokens={"bos_token": "<s>"})
+
+
+def test_a_causal_model_reads_a_chat_with_its_marks_and_one_beginning_of_sequence(chat_folder):
+    model = RewardModel.load(chat_folder, CHAT)
+    prompt = CHAT.render("My <|im_end|> guitar")
+    ids = model.encode(prompt, "sold")["input_ids"]
+    tokenizer = model.tokenizer
+    assert tokenizer.decode(ids) == (
+        "<s><|im_start|>user\nMy <|im_end|> guitar<|im_end|>\n<|im_start|>assistant\nsold</s>"
+    )
+    assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1
+    assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 1
+    assert model.count_tokens(prompt) == len(ids) - 1 - len(tokenizer("sold", add_special_tokens=False)["input_ids"])
+
+
+def test_an_encoder_reads_a_chat_without_the_policys_marks(bert_folder):
+    prompt = CHAT.render("My <|im_end|> guitar")
+    chat = RewardModel.load(bert_folder, CHAT).encode(prompt, "sold")
+    plain = RewardModel.load(bert_folder).encode("user\nMy <|im_end|> guitar\nassistant", "sold")
+    assert chat == plain

@@ -105,8 +105,8 @@ def test_no_room_beside_instruction_and_suffix_is_an_error(limit):
 
 
 def test_a_completion_is_parted_from_its_prompt_by_one_blank():
-    assert Template.completion("Post. TL;DR:", "  Done.\n") == " Done."
-    assert Template.completion("Post. [summary]: ", " Done.") == "Done."
+    assert Template().completion("Post. TL;DR:", "  Done.\n") == " Done."
+    assert Template().completion("Post. [summary]: ", " Done.") == "Done."
 
 
 def test_the_body_is_the_same_with_and_without_the_suffix():
@@ -126,8 +126,24 @@ def test_the_digest_stays_the_same_from_release_to_release():
     assert Template(instruction="Sum up.", suffix="TL;DR:").digest == "96bd06f3b7f0d5e5"
 
 
+@pytest.mark.parametrize("change", [{"chat_template": "y"}, {"special_tokens": {"a": "b"}}, {"control_tokens": ("a",)}])
+def test_the_digest_changes_with_the_chat_template_and_its_tokens(change):
+    chat = {"chat_template": "x", "special_tokens": {"bos_token": "<s>"}}
+    assert Template(**chat | change).digest != Template(**chat).digest != Template().digest
+
+
+def test_tokens_that_no_chat_template_names_do_not_change_the_digest():
+    assert Template(special_tokens={"bos_token": "<s>"}).digest == Template().digest
+
+
 def test_a_saved_template_is_loaded_again(tmp_path):
-    template = Template(instruction="“Sum up.”", suffix="\nTL;DR: ")
+    template = Template(
+        instruction="“Sum up.”",
+        suffix="\nTL;DR: ",
+        chat_template="{{ messages }}",
+        special_tokens={"bos_token": "<s>"},
+        control_tokens=(">>A<<",),
+    )
     template.save(tmp_path)
     assert Template.load(tmp_path) == template
 
