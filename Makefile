@@ -14,7 +14,7 @@ PARAMS ?=
 OUT ?= build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint compile run readme docs lock clean
+.PHONY: help setup demo test lint compile run readme docs lock clean bench-validation
 
 help: ## List what make can do
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,6 +53,10 @@ readme: setup ## Write the components' READMEs again from their docstrings
 docs: setup ## Write again what docs/ has from the code: the picture of the DAG, the reference of parameters
 	@$(BIN)/python -m pipelines.diagram > docs/images/rlhf.svg
 	@$(BIN)/python -m docs.parameters > docs/parameters.md
+	@$(BIN)/python -m docs.data > docs/data.md
+
+bench-validation: setup ## Measure data_validation against a plain loop: 1,000,000 rows into build/bench/validation.json
+	@$(BIN)/python -m benchmarks.validation
 
 lock: ## Pin again: the newest versions that pyproject.toml allows, into constraints.txt
 	rm -rf build/lock

@@ -51,21 +51,42 @@ def render() -> str:
         "",
         "Of the `rlhf` pipeline, in a file for `make run` and on a cluster alike.",
         "",
-        *_table(("Name", "Type", "Default", "What it is"), rows),
+        *table(("Name", "Type", "Default", "What it is"), rows),
     ]
     for struct, config in STRUCTS.items():
         options = _options(struct, config, parameters)
-        text += ["", f"## `{struct}`", "", *_table(("Name", "Default", "What it is"), options)]
+        text += ["", f"## `{struct}`", "", *table(("Name", "Default", "What it is"), options)]
+        for name, field in config.model_fields.items():
+            if isinstance(field.default, StageConfig):
+                text += ["", f"### `{struct}.{name}`", "", *table(*_thresholds(field.default))]
     return "\n".join([*text, ""])
 
 
 def _options(struct: str, config: type[StageConfig], parameters: dict) -> list[tuple[str, ...]]:
     elsewhere = {*parameters} | BY_PARAMETER.get(struct, set())
     return [
-        (f"`{name}`", f"`{json.dumps(field.default)}`", _described(field))
+        (f"`{name}`", _shown(field.default), _described(field))
         for name, field in config.model_fields.items()
         if name not in elsewhere
     ]
+
+
+def _shown(default: object) -> str:
+    return "see below" if isinstance(default, StageConfig) else f"`{json.dumps(default)}`"
+
+
+def _thresholds(checks: StageConfig) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Each is a mapping `{limit: 0.05, action: fail}`, of which one may be left out."""
+    rows = [
+        (
+            f"`{name}`",
+            f"`{threshold.limit:g}`",
+            f"`{threshold.action}`",
+            str(type(checks).model_fields[name].description),
+        )
+        for name, threshold in checks
+    ]
+    return ("Check", "limit", "action", "What is measured"), rows
 
 
 def _described(field: FieldInfo) -> str:
@@ -81,7 +102,7 @@ def _default(value) -> str:
     return json.dumps(int(plain) if kind == "number_value" and plain.is_integer() else plain)
 
 
-def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     return [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
         for row in (headers, tuple("---" for _ in headers), *rows)

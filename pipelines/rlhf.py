@@ -21,6 +21,8 @@ class Outputs(NamedTuple):
     """What the pipeline hands back."""
 
     report: dsl.HTML
+    data_report: dsl.HTML
+    data_findings: dsl.Artifact
     tuned_policy: dsl.Model
     reward_model: dsl.Model
     scores: dsl.Dataset
@@ -103,7 +105,8 @@ def build(place: Placement) -> BaseComponent:
             inference: Options of bulk_inference, before and after alike.
             evaluation: Options of evaluator.
         """
-        data = validate(
+        # Never cached: what lies under a URI may have changed while the URI has not.
+        validated = validate(
             preference_dataset=preference_dataset,
             prompt_dataset=prompt_dataset,
             eval_dataset=eval_dataset,
@@ -124,7 +127,9 @@ def build(place: Placement) -> BaseComponent:
             inference=inference,
             evaluation_options=evaluation,
             options=data_validation,
-        ).outputs
+        )
+        validated.set_caching_options(False)
+        data = validated.outputs
         supervised = fine_tune(
             demonstrations=data["demonstrations"],
             base_model=large_model_reference,
@@ -172,6 +177,8 @@ def build(place: Placement) -> BaseComponent:
         ).outputs
         return Outputs(
             report=verdict["report"],
+            data_report=data["report"],
+            data_findings=data["findings"],
             tuned_policy=tuned["tuned_policy"],
             reward_model=rewarded["reward_model"],
             scores=rewarded["scores"],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.config import StageConfig
-from rlhf.errors import ConfigError, RlhfError
+from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.progress import say
 
 
@@ -37,6 +37,23 @@ class Job:
         for name, value in values.items():
             if math.isfinite(value):
                 self._metrics.log_metric(name, float(value))
+
+    def check(self, *artifacts: Any) -> None:
+        """See that data folders are what they were when their stage described them.
+
+        Raises:
+            DataError: What lies at an artifact's path has another digest than its metadata.
+        """
+        for artifact in artifacts:
+            path = Path(artifact.path, "manifest.json")
+            described = artifact.metadata.get("digest")
+            if described and path.is_file():
+                found = json.loads(path.read_text(encoding="utf-8")).get("digest")
+                if found != described:
+                    raise DataError(
+                        f"{artifact.path}: holds data of digest {found}, data_validation described it as {described}; "
+                        "it was written again since, so run the pipeline again with caching off"
+                    )
 
     def describe(self, *artifacts: Any) -> None:
         """Copy the plain fields of a data folder's manifest, or a model's card, into the artifact's metadata."""

@@ -27,6 +27,7 @@ def bulk_inference(
     from rlhf.job import merge_options, stage_job
 
     with stage_job("bulk_inference", metrics) as job:
+        job.check(prompts)
         from rlhf.bulk_inference.config import BulkInferenceConfig
         from rlhf.bulk_inference.stage import run
 

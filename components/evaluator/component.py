@@ -39,6 +39,7 @@ def evaluator(
     from rlhf.job import merge_options, stage_job
 
     with stage_job("evaluator", metrics) as job:
+        job.check(evaluation)
         from rlhf.evaluator.config import EvaluatorConfig
         from rlhf.evaluator.stage import run
 

@@ -41,6 +41,7 @@ def ppo_trainer(
     from rlhf.job import merge_options, stage_job
 
     with stage_job("ppo_trainer", metrics) as job:
+        job.check(prompts)
         from rlhf.ppo_trainer.config import PPOTrainerConfig
         from rlhf.ppo_trainer.stage import run
 

@@ -37,6 +37,7 @@ def reward_trainer(
     from rlhf.job import merge_options, stage_job
 
     with stage_job("reward_trainer", metrics) as job:
+        job.check(preferences)
         from rlhf.reward_trainer.config import RewardTrainerConfig
         from rlhf.reward_trainer.stage import run
 

@@ -34,6 +34,7 @@ def sft_trainer(
     from rlhf.job import merge_options, stage_job
 
     with stage_job("sft_trainer", metrics) as job:
+        job.check(demonstrations)
         from rlhf.sft_trainer.config import SFTTrainerConfig
         from rlhf.sft_trainer.stage import run
 

@@ -8,19 +8,20 @@ import gzip
 import io
 import json
 import re
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from rlhf.data.parallel import ordered_map
+from rlhf.data.stores import file_system, redacted
 from rlhf.errors import DataError
 
 BLOCK_BYTES = 4 << 20  # rows are read, parsed and checked so much at a time
@@ -214,14 +215,14 @@ class Source:
 
     def error(self, place: str, what: str) -> DataError:
         """An error of this source, to be raised."""
-        return DataError(f"{self.parameter}: {place}: {what}")
+        return DataError(redacted(f"{self.parameter}: {place}: {what}"))
 
     def _find(self, uri: str) -> list[tuple[str, Any, str, int]]:
         """Each file's name, its file system, its path there and its bytes (0 where a server does not tell)."""
         if not uri:
             raise DataError(f"{self.parameter}: found an empty name, expected paths or URIs separated by commas")
         try:
-            fs, path = fsspec.core.url_to_fs(uri)
+            fs, path = file_system(uri)
         except ImportError as error:
             raise self.error(
                 uri, f"needs a package that is not installed where data_validation runs ({_one_line(error)})"
@@ -229,10 +230,13 @@ class Source:
         except ValueError as error:
             raise self.error(uri, _one_line(error)) from error
         try:
-            exists = fs.exists(path)
-            if not exists and re.search(r"[*?\[]", path):
+            # Otherwise a web server that is gone, fails or denies is taken for one that has no such file.
+            exists = fs.exists(path, strict=True) if _is_web(fs) else fs.exists(path)
+            pattern = r"[*\[]" if _is_web(fs) else r"[*?\[]"
+            if not exists and re.search(pattern, path):
                 found = fs.glob(path, detail=True)
                 infos = [info for _, info in sorted(found.items()) if info["type"] == "file"]
+                infos = [fs.info(info["name"]) if info.get("size") is None else info for info in infos]
                 problem = None if infos else "this pattern matches no file"
             else:
                 infos = [fs.info(path)] if exists else []
@@ -245,7 +249,12 @@ class Source:
             raise self.error(uri, problem)
         local = isinstance(fs, LocalFileSystem)
         return [
-            (info["name"] if local else fs.unstrip_protocol(info["name"]), fs, info["name"], info.get("size") or 0)
+            (
+                info["name"] if local else redacted(fs.unstrip_protocol(info["name"])),
+                fs,
+                info["name"],
+                info.get("size") or 0,
+            )
             for info in infos
         ]
 
@@ -256,14 +265,19 @@ class Source:
         with self._errors(file):
             if 0 < self._sizes[file] <= BLOCK_BYTES:
                 content = fs.cat_file(path)
-                if len(content) < self._sizes[file]:
-                    raise self.error(
-                        file,
-                        f"has {len(content):,} bytes, {self._sizes[file]:,} when it was listed; it was changed "
-                        "meanwhile, run again",
-                    )
-                return index, io.BytesIO(content)
-            return index, fs.open(path, "rb")
+                stored, size = io.BytesIO(content), len(content)
+            elif _is_web(fs):  # a web server may tell no size, and know no ranges
+                stored = tempfile.TemporaryFile()  # noqa: SIM115 - closed by whoever reads it
+                fs.get_file(path, stored)
+                size = stored.tell()
+                stored.seek(0)
+            else:
+                stored = fs.open(path, "rb")
+                size = getattr(stored, "size", None)
+            if size is not None and size < self._sizes[file]:
+                listed = f"{self._sizes[file]:,} when it was listed"
+                raise self.error(file, f"has {size:,} bytes, {listed}; it was changed meanwhile, run again")
+            return index, stored
 
     def _parts_of(self, index: int, stored: IO[bytes]) -> Iterator[Lines | Block]:
         file = self.files[index]
@@ -299,7 +313,7 @@ class Source:
         # What a file is, its first bytes say: a server may have unpacked a .gz, and an error page may bear any name.
         data: IO[bytes] = stored
         if _peek(stored, 2) == b"\x1f\x8b":
-            data = gzip.GzipFile(fileobj=stored)
+            data = gzip.GzipFile(fileobj=io.BufferedReader(stored, BLOCK_BYTES))  # it asks for 8 KiB at a time
         head = _peek(data, 4096)
         text = head.removeprefix(_UTF8_BOM).lstrip()
         if text.startswith(b"version https://git-lfs"):
@@ -366,10 +380,9 @@ def as_json(value: Any) -> str:
 
 
 def _parquet_blocks(index: int, data: IO[bytes]) -> Iterator[Block]:
-    if isinstance(data, gzip.GzipFile):  # Parquet is read from its end
-        data = io.BytesIO(data.read())
+    whole = io.BytesIO(data.read()) if isinstance(data, gzip.GzipFile) else data  # Parquet is read from its end
     start = 0
-    for batch in pq.ParquetFile(data).iter_batches(ROWS_PER_PARQUET_BLOCK):
+    for batch in pq.ParquetFile(whole).iter_batches(ROWS_PER_PARQUET_BLOCK):
         yield _unlined(index, start, None, batch)
         start += len(batch)
 
@@ -386,6 +399,10 @@ def _is_blank(part: Lines | Block) -> bool:
     return not (part.content[:4096].tobytes().strip() or part.content.tobytes().decode(errors="replace").strip())
 
 
+def _is_web(fs: Any) -> bool:
+    return "http" in fs.protocol
+
+
 def _peek(data: IO[bytes], size: int) -> bytes:
     head = data.read(size)
     data.seek(0)
@@ -393,4 +410,4 @@ def _peek(data: IO[bytes], size: int) -> bytes:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or "timed out"

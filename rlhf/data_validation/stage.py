@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -104,16 +105,16 @@ def _look(
     chat = ChatTemplate()
     if config.chat_template == "model":
         chat = load_chat_template(config.large_model_reference, tokenizer)
-    pa.set_cpu_count(1)  # the pool's threads are all there are
     with (
+        threads_at_work() as threads,
         tempfile.TemporaryDirectory(prefix="data_validation-") as scratch,
-        ThreadPoolExecutor(_threads()) as pool,
+        ThreadPoolExecutor(threads) as pool,
         Index(scratch) as index,
     ):
         rejects = Rejects(quarantine, pool)
         renderer = Template(instruction=config.instruction, **chat.fields) if chat.text else None
         intakes = {name: Intake(source, DATASETS[name][1], config.suffix, renderer) for name, source in sources.items()}
-        written, template, suffix_found = _write(config, chat, intakes, paths, rejects, index, pool)
+        written, template, suffix_found = _write(config, chat, intakes, paths, rejects, index, pool, threads + 2)
         quarantined = [_usable(intake, written[name], rejects, config) for name, intake in intakes.items()]
         if any(check.outcome == "failed" for check in quarantined):
             rejects.finish()
@@ -163,10 +164,10 @@ def _write(
     rejects: Rejects,
     index: Index,
     pool: Executor,
+    ahead: int,
 ) -> tuple[dict[str, Written], Template, str]:
     """Every dataset; the template; and in words where its suffix was found."""
     sources = [intake.source for intake in intakes.values()]
-    ahead = _threads() + 2
     with Progress(STAGE, max(1, sum(source.size for source in sources) // 1000), unit="kB") as progress:
 
         def counted(intake: Intake) -> Iterator[Part]:
@@ -207,8 +208,21 @@ def _none_left_half_done(paths: Iterable[str | Path]) -> Iterator[None]:
         raise
 
 
-def _threads() -> int:
-    return os.cpu_count() or 1
+@contextlib.contextmanager
+def threads_at_work() -> Iterator[int]:
+    """How many threads read, check and write; they are all there are, and take turns often enough.
+
+    Between two of Arrow's functions a thread holds Python's lock for a moment only, but may wait for another that
+    holds it up to the switch interval.
+    """
+    arrow, interval = pa.cpu_count(), sys.getswitchinterval()
+    pa.set_cpu_count(1)
+    sys.setswitchinterval(0.0005)
+    try:
+        yield os.cpu_count() or 1
+    finally:
+        pa.set_cpu_count(arrow)
+        sys.setswitchinterval(interval)
 
 
 def _find(config: DataValidationConfig) -> dict[str, Source]:

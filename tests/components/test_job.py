@@ -65,3 +65,14 @@ def test_a_setting_with_a_parameter_of_its_own_is_refused_among_the_options():
     with pytest.raises(ConfigError, match=r"ppo\.kl_coeff: found 0\.2 in ppo"):
         merge_options({"kl_coeff": 0.2}, "ppo", kl_coeff=0.1, seed=0)
     assert merge_options({"gamma": 1.0}, "ppo", kl_coeff=0.1) == {"gamma": 1.0, "kl_coeff": 0.1}
+
+
+def test_data_that_was_written_again_under_an_unchanged_uri_is_noticed(tmp_path):
+    def artifact(metadata):
+        return SimpleNamespace(path=str(tmp_path), metadata=metadata)
+
+    (tmp_path / "manifest.json").write_text(json.dumps({"digest": "new"}))
+    with stage_job("reward_trainer", Metrics()) as job:
+        job.check(artifact({"digest": "new"}), artifact({}))
+        with pytest.raises(DataError, match="holds data of digest new, data_validation described it as old"):
+            job.check(artifact({"digest": "old"}))

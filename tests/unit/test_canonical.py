@@ -82,13 +82,18 @@ def test_a_marker_that_a_candidate_begins_with_is_taken_off_before_candidates_ar
         pair("Q", "1234", "[summary]:123"),
     ]
     write_rows(tmp_path / "pairs.jsonl", rows)
+    references = ["[summary]: ref", "[summary]:", None]
+    evaluation = [{"input_text": f"Held out {i}", "output_text": text} for i, text in enumerate(references)]
+    write_rows(tmp_path / "eval.jsonl", evaluation)
     metrics = validate(options | {"suffix": " [summary]: "}, tmp_path)
     assert (metrics["duplicate_pairs"], metrics["contradictory_pairs"]) == (1, 1)
     assert verdict(tmp_path, "contradictions")["value"] == 3 / 5
     assert [r["chosen"] for r in written(tmp_path, "preferences")] == [
         without_marker(r["candidate_1"], "[summary]:") for r in rows
     ]
-    assert "5 completions began with the suffix&#39;s marker" in (tmp_path / "out" / "report.html").read_text()
+    # A text that is nothing but the marker keeps it, and is not counted.
+    assert [r["reference"] for r in written(tmp_path, "evaluation")] == [" ref", "[summary]:", None]
+    assert "6 completions began with the suffix&#39;s marker" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_about_the_share_asked_for_is_held_out_whatever_the_seed(options, tmp_path):

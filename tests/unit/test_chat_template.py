@@ -422,10 +422,11 @@ def test_conversations_reach_the_later_stages_and_are_rendered_by_the_models_tem
 
 
 def test_the_report_says_which_template_is_used_and_shows_a_prompt(tmp_path):
-    validate(tmp_path, "model", [{"messages": TURNS}, {"messages": [said("user", "Hi <b>you</b>?")]}])
+    tagged = [said("system", "Be kind."), said("user", "Hi <b>you</b>?")]
+    validate(tmp_path, "model", [{"messages": tagged}, {"messages": TURNS}])
     page = (tmp_path / "out" / "report.html").read_text()
     assert f"chat_template.jinja of {tmp_path / 'model'}" in page
-    assert "&lt;start_of_turn&gt;user\nBe kind.\n\nHi?&lt;end_of_turn&gt;" in page
+    assert "&lt;start_of_turn&gt;user\nBe kind.\n\nHi &lt;b&gt;you&lt;/b&gt;?&lt;end_of_turn&gt;" in page
     assert "rendered as plain text" not in page
     assert MARK_START not in page
     found = json.loads((tmp_path / "out" / "findings.json").read_text())["template"]

@@ -230,3 +230,19 @@ def test_a_web_page_saved_under_a_data_name_is_recognised():
         pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
     with pytest.raises(DataError, match="web page"):
         read(f"{real}/hostile/html_named.jsonl")
+
+
+def test_no_password_and_no_signature_of_a_uri_is_shown(monkeypatch):
+    class Private(Flaky):
+        protocol = "private"
+
+        def info(self, path, **kwargs):
+            raise ClientError(f"403 for private://{path}")
+
+    fsspec.register_implementation("private", Private, clobber=True)
+    uri = "private://jane:passw0rd@bucket/a.jsonl?X-Amz-Signature=s3cr3t&part=1&access_token=t0ken"
+    with pytest.raises(DataError) as error:
+        Source(uri, "prompt_dataset")
+    said = str(error.value)
+    assert "private://…@bucket/a.jsonl?X-Amz-Signature=…&part=1&access_token=…" in said
+    assert not any(secret in said for secret in ("jane", "passw0rd", "s3cr3t", "t0ken"))

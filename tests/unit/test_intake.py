@@ -225,7 +225,12 @@ def test_rows_can_be_read_again_by_their_lines(tmp_path):
 texts = st.text(max_size=30) | st.sampled_from(["TL;DR:", " ", "a b", "[x]:", "größe:", "\ud800", "\0", "x" * 40, ":"])
 junk = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(texts, max_size=2) | st.just({"a": 1})
 rows = st.fixed_dictionaries(
-    {"input_text": texts | junk, "candidate_0": texts, "candidate_1": texts, "choice": st.sampled_from([0, 1, 1.0]) | junk},
+    {
+        "input_text": texts | junk,
+        "candidate_0": texts,
+        "candidate_1": texts,
+        "choice": st.sampled_from([0, 1, 1.0]) | junk,
+    },
     optional={
         "id": texts | st.integers(),
         "worker": texts | st.integers(-9, 9),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from docs import parameters
+from docs import data, parameters
 from examples.demo import __main__ as demo
 from pipelines import params, rlhf
 from pipelines.placement.local import place
@@ -115,3 +115,7 @@ def test_every_shape_of_data_is_in_the_table():
 
 def test_the_reference_of_parameters_is_fresh():
     assert (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8") == parameters.render(), "run `make docs`"
+
+
+def test_the_reference_of_data_is_fresh():
+    assert (ROOT / "docs" / "data.md").read_text(encoding="utf-8") == data.render(), "run `make docs`"

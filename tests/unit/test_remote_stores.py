@@ -147,12 +147,6 @@ def store(request, opened):
     return opened(request.param)
 
 
-@pytest.fixture
-def not_yet(request):
-    """Marks what is claimed and does not hold yet."""
-    return lambda reason: request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.jsonl", LINES), ("a.jsonl.gz", gzip.compress(LINES)), ("a.parquet", parquet(ROWS)), ("größe 1.jsonl", LINES)],
@@ -168,9 +162,7 @@ def test_every_kind_of_file_is_read(store, name, content):
     [("a.jsonl", MANY_LINES), ("a.jsonl.gz", gzip.compress(MANY_LINES, 0)), ("a.parquet", parquet(MANY_ROWS))],
     ids=["lines", "gzip", "parquet"],
 )
-def test_a_large_file_is_read_with_few_requests(store, not_yet, name, content):
-    if store.prefix == "gs://" and name.endswith(".gz"):
-        not_yet("gzip reads 8 KiB at a time, and gcsfs makes a request of each")
+def test_a_large_file_is_read_with_few_requests(store, name, content):
     store.put(name, content)
     assert read(store.uri(name)) == MANY_ROWS
     assert store.door.requests < 30
@@ -212,9 +204,7 @@ def test_a_pattern_that_matches_nothing_is_said(store):
 
 
 @by_name_and_by_pattern
-def test_a_file_to_which_access_is_denied_is_said(store, not_yet, name):
-    if store.prefix.startswith("http") and name == "a.jsonl":
-        not_yet("whatever a web server answers, HTTPFileSystem.exists says that there is no such file")
+def test_a_file_to_which_access_is_denied_is_said(store, name):
     store.put("a.jsonl", LINES, "private")
     listed = store.prefix.startswith(("s3:", "hf:"))  # only reading is denied
     uri = store.uri(name, "private")
@@ -248,11 +238,7 @@ def test_a_file_that_vanishes_after_it_was_listed_is_said(store, name, content):
     ids=["small", "large", "large_to_small"],
 )
 @by_name_and_by_pattern
-def test_a_file_that_shrinks_after_it_was_listed_is_said(store, not_yet, name, first, then):
-    if name == "*.jsonl" and store.prefix.startswith("http"):
-        not_yet("a web page's list of files tells no sizes")
-    elif name == "a.jsonl" and first == MANY_LINES and not store.prefix.startswith("hf"):
-        not_yet("a large file is opened with the size that it has by then")
+def test_a_file_that_shrinks_after_it_was_listed_is_said(store, name, first, then):
     store.put("a.jsonl", first)
     source = Source(store.uri(name), "prompt_dataset")
     store.put("a.jsonl", then)
@@ -276,8 +262,7 @@ def test_stores_that_are_gone_are_said_before_and_after_files_were_listed(opened
         assert len(list(pool.map(error_of, calls.values(), calls))) == len(calls)
 
 
-def test_a_web_server_that_is_gone_is_not_taken_for_a_file_that_is_gone(opened, not_yet):
-    not_yet("HTTPFileSystem says so of both")
+def test_a_web_server_that_is_gone_is_not_taken_for_a_file_that_is_gone(opened):
     web = opened("http")
     web.put("a.jsonl", MANY_LINES)
     uri = web.uri("a.jsonl")
@@ -287,8 +272,7 @@ def test_a_web_server_that_is_gone_is_not_taken_for_a_file_that_is_gone(opened, 
     assert "no such file" not in error_of(lambda: read(uri), uri)
 
 
-def test_a_web_server_that_fails_is_said(opened, not_yet):
-    not_yet("whatever a web server answers, HTTPFileSystem.exists says that there is no such file")
+def test_a_web_server_that_fails_is_said(opened):
     web = opened("http")
     web.put("a.jsonl", LINES)
     uri = web.uri("a.jsonl", "broken")
@@ -297,11 +281,7 @@ def test_a_web_server_that_fails_is_said(opened, not_yet):
 
 @small_and_large
 @pytest.mark.parametrize("folder", ["moved", "no_head", "no_ranges", "no_length"])
-def test_a_web_server_of_few_abilities_is_read(opened, not_yet, folder, content):
-    if folder == "no_length":
-        not_yet("HTTPStreamFile does not go back to the start, from which the kind of file was told")
-    elif folder == "no_ranges" and content == MANY_LINES:
-        not_yet("HTTPFile asks for the second block")
+def test_a_web_server_of_few_abilities_is_read(opened, folder, content):
     web = opened("http")
     web.put("a.jsonl", content)
     assert read(web.uri("a.jsonl", folder)) == [json.loads(line) for line in content.splitlines()]

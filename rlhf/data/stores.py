@@ -1,0 +1,48 @@
+"""Where files lie: fsspec's file systems, with bounds on how long a store may keep silent, and no secret in a name."""
+
+import os
+import re
+from typing import Any
+
+import fsspec
+
+SILENCE_SECONDS = 30  # after which a store is taken to be gone
+GCS_REQUEST_SECONDS = 60
+
+# gcsfs asks for each bucket's type over gRPC, which takes a minute where a firewall lets none through. Zonal buckets
+# need it: set it to true for them.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+_USER = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|cred|pass|auth)[^=&\s]*=)[^&\s)'\"]+", re.IGNORECASE)
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """The file system of a path or URI, and the path there.
+
+    Raises:
+        ImportError: The protocol needs a package that is not installed.
+        ValueError: The protocol is not known.
+    """
+    return fsspec.core.url_to_fs(uri, **_bounds(uri.partition("://")[0]))
+
+
+def redacted(text: str) -> str:
+    """The text without passwords and signatures in its URIs."""
+    return _SECRET.sub(r"\1…", _USER.sub("…@", text))
+
+
+def _bounds(protocol: str) -> dict[str, Any]:
+    # The clients wait for minutes by default, gcsfs without end.
+    if protocol in ("s3", "s3a"):
+        return {"config_kwargs": {"read_timeout": SILENCE_SECONDS, "retries": {"total_max_attempts": 2}}}
+    if protocol in ("gs", "gcs"):
+        from aiohttp import ClientTimeout
+
+        return {"requests_timeout": ClientTimeout(total=GCS_REQUEST_SECONDS)}
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        timeout = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+        return {"client_kwargs": {"timeout": timeout}}
+    return {}
