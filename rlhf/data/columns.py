@@ -15,13 +15,16 @@ import pyarrow.json as pj
 from rlhf.data.formats import LONGEST_ROW_BYTES, Kind, Shape
 from rlhf.data.sources import Block
 
-ROWS_AT_ONCE = 512  # a row that cannot be parsed has so many others parsed again
+ROWS_AT_ONCE = 1024  # a row that cannot be parsed has so many others parsed again
 FEWEST_ROWS = 16  # so few are left to the rules when they cannot be parsed
 
 _TEXT, _NOTHING = pa.string(), pa.null()
 
-# Fields that decide what shape a row has; in a flat shape, those that are not its own must be absent or null.
-_DECIDING = ("summaries", "messages", "prompt", "chosen", "rejected", "completion", "input_text", "post")
+# Fields by which a row may turn out to be of another shape; in a flat shape those must be absent or null.
+_DECIDING = {
+    Shape.VERTEX_TEXT: ("summaries", "prompt", "chosen", "messages"),
+    Shape.TRL: ("summaries", "chosen", "rejected", "completion"),
+}
 
 # Python's whitespace (str.isspace) and all else.
 _BLANK, _INK = r"[\t-\r\x1c-\x20\x{85}\p{Z}]", r"[^\t-\r\x1c-\x20\x{85}\p{Z}]"
@@ -53,9 +56,11 @@ LAYOUTS: dict[tuple[Shape, Kind], Layout] = {
 }
 
 
-def fields_of(layout: Layout, id_is_number: bool, annotator: str | None, annotator_is_number: bool) -> pa.Schema:
+def fields_of(
+    shape: Shape, layout: Layout, id_is_number: bool, annotator: str | None, annotator_is_number: bool
+) -> pa.Schema:
     """Name and type of every field that matters to a layout: a row where one is of another type is not ordinary."""
-    types = dict.fromkeys(_DECIDING, _NOTHING)
+    types = dict.fromkeys(_DECIDING[shape], _NOTHING)
     types |= dict.fromkeys([*layout.texts.values(), *(layout.candidates or ()), *layout.references], _TEXT)
     if layout.candidates:
         types["choice"] = pa.float64()  # data frames write 1 as 1.0

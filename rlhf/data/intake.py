@@ -133,6 +133,7 @@ class Intake:
                 self._layout = layout
                 if layout:
                     self._fields = fields_of(
+                        shape,
                         layout,
                         type(value.get("id")) is int,
                         self._annotator,

@@ -32,7 +32,6 @@ from rlhf.data_validation.tokens import TokenLengths, token_lengths
 from rlhf.metrics import share
 
 SAMPLE_ROWS = 5_000  # of each dataset: what needs every text in memory looks at no more
-LENGTHS_SHOWN = 20_000  # texts of each dataset that the plots are made of
 MASKED_SHOWN = 5
 LANGUAGES_SHOWN = 6
 
@@ -48,7 +47,7 @@ class Audit:
     sampled: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By dataset: rows looked at, of how many."""
     characters: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    """By dataset and column: lengths, of at most `LENGTHS_SHOWN` texts."""
+    """By dataset and column: lengths of the texts sampled."""
     tokens: dict[str, TokenLengths] = field(default_factory=dict)
     """By dataset; empty where the model has no tokenizer.json."""
     near: NearDuplicates | None = None
@@ -98,7 +97,7 @@ def audit(
     _overlaps(config, result, resolved)
     _near_duplicates(config, template, result, samples)
     for sample in samples:
-        result.characters[sample.dataset] = _characters(sample.dataset, sample.rows[0], index)
+        result.characters[sample.dataset] = _characters(sample)
     if tokenizer is not None:
         _tokens(config, template, tokenizer, result, samples)
     _writing(config, result, samples)
@@ -370,11 +369,9 @@ def _writing(config: DataValidationConfig, result: Audit, samples: list[Sample])
     )
 
 
-def _characters(dataset: str, row: dict[str, Any], index: Index) -> dict[str, list[int]]:
-    columns = {"prompt": "prompt_chars"}
-    names = [name for name in TEXT_COLUMNS[1:] if name in row]
-    columns |= dict(zip(names, ("one_chars", "other_chars"), strict=False))
-    return {name: findings.lengths(index, dataset, column, LENGTHS_SHOWN) for name, column in columns.items()}
+def _characters(sample: Sample) -> dict[str, list[int]]:
+    lengths = {name: [len(row[name]) for row in sample.rows if row.get(name)] for name in TEXT_COLUMNS}
+    return {name: values for name, values in lengths.items() if values}
 
 
 def _shown(row: dict[str, Any]) -> str:

@@ -95,7 +95,7 @@ def _with_keys(
         own_key = _keys(column["own_id"], *_bounds(column["own_id"]))
         id_key = np.where(own.to_numpy(zero_copy_only=False), own_key, id_key)
     draw = _mixed(prompt_key ^ _mixed(np.array([seed], np.uint64))) / 2.0**64
-    length = {name: pc.utf8_length(text) for name, text in texts.items()}
+    length = {name: pc.utf8_length(pc.utf8_trim_whitespace(texts[name])) for name in names[1:]}
     index = pa.table(
         {
             "file": kept["file"],
@@ -105,7 +105,6 @@ def _with_keys(
             "position": kept["position"],
             "prompt_key": prompt_key,
             "draw": draw,
-            "prompt_chars": length["prompt"],
             "one_key": one_key,
             "other_key": other_key,
             "one_chars": length[names[1]],

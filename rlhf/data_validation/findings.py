@@ -117,13 +117,6 @@ def overlaps(index: Index, eval_fraction: float) -> list[Overlap]:
     return found
 
 
-def lengths(index: Index, dataset: str, column: str, most: int) -> list[int]:
-    """Characters of a dataset's texts: of all, or of the `most` whose prompts' keys are lowest."""
-    return index.column(
-        f"select {column} from {dataset} where {column} is not null order by prompt_key, number limit {most}"
-    )
-
-
 def sample(index: Index, dataset: str, most: int) -> list[int]:
     """Numbers of all rows, or of `most` drawn by a hash, ascending."""
     return index.column(

@@ -24,10 +24,9 @@ SCHEMA = pa.schema(
         "position": pa.int8(),  # which candidate was chosen, as laid out
         "prompt_key": pa.uint64(),  # of the prompt less its suffix and the whitespace around it
         "draw": pa.float64(),  # in [0, 1), by the prompt and the seed alone
-        "prompt_chars": pa.int32(),
         "one_key": pa.uint64(),  # chosen, completion or reference, less whitespace around it; 0 for none
         "other_key": pa.uint64(),  # rejected
-        "one_chars": pa.int32(),
+        "one_chars": pa.int32(),  # whitespace around it aside
         "other_chars": pa.int32(),
     }
 )
@@ -103,7 +102,7 @@ class IndexWriter:
 
     def __init__(self, index: Index, dataset: str, path: Path):
         self._index, self._dataset, self._path = index, dataset, path
-        self._file = pq.ParquetWriter(path, SCHEMA, compression="snappy", use_dictionary=False)
+        self._file = pq.ParquetWriter(path, SCHEMA, compression="none", use_dictionary=False)
         self._waiting: list[pa.Table] = []
 
     def write(self, rows: pa.Table) -> None:

@@ -69,7 +69,8 @@ def test_texts_are_the_same_when_they_differ_in_whitespace_around_them_and_in_th
     after = written(tmp_path, "preferences")
     assert [(template.body(r["prompt"]), r["chosen"].strip(), r["rejected"].strip()) for r in after] == left
     assert {r["prompt"]: r["split"] for r in after}.items() <= {r["prompt"]: r["split"] for r in kept}.items()
-    longer = [len(r["chosen"]) > len(r["rejected"]) for r in kept if len(r["chosen"]) != len(r["rejected"])]
+    lengths = [(len(chosen), len(rejected)) for _, chosen, rejected in keys]
+    longer = [chosen > rejected for chosen, rejected in lengths if chosen != rejected]
     assert metrics["longer_wins_share"] == pytest.approx(sum(longer) / len(longer))
 
 
