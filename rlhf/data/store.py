@@ -24,7 +24,7 @@ from rlhf.data.template import Template
 from rlhf.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-CODEC = "snappy"  # half the time of zstd
+CODEC = "none"  # snappy takes a fifth of the whole time to save a third of the bytes
 
 _TEXT = pa.string()
 
