@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import resource
 import shutil
 import tempfile
@@ -63,6 +64,7 @@ def stage(source: Path, target: Path) -> int:
 
 def measure(what: Callable[[Path, Path], int], source: Path, folder: Path) -> tuple[int, float, float]:
     """Rows, seconds (imports aside), and peak resident memory in 1e9 bytes, of a process of its own."""
+    os.sync()  # what others left to be written would be written on this one's time
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_run, what, source, folder).result()
 

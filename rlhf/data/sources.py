@@ -24,7 +24,7 @@ from rlhf.data.parallel import ordered_map
 from rlhf.data.stores import file_system, redacted
 from rlhf.errors import DataError
 
-BLOCK_BYTES = 4 << 20  # rows are read, parsed and checked so much at a time
+BLOCK_BYTES = 6 << 20  # rows are read, parsed and checked so much at a time
 LONGEST_LINE_BYTES = 256 << 20
 ROWS_PER_PARQUET_BLOCK = 4096
 FILES_AT_ONCE = 16  # small files fetched ahead: a store answers each after a while, however small
