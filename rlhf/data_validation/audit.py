@@ -13,7 +13,6 @@ from rlhf.data.template import Template
 from rlhf.data_validation import findings
 from rlhf.data_validation.canonical import Written
 from rlhf.data_validation.characters import (
-    MEANINGS,
     NO_LANGUAGE,
     UNDETERMINED,
     Languages,
@@ -241,6 +240,8 @@ def _near_duplicates(config: DataValidationConfig, template: Template, result: A
     leaks = [pair for *pair, _ in near.pairs if evaluated(pair[0]) != evaluated(pair[1])]
     leaked = {index for pair in leaks for index in pair if evaluated(index)}
     across = f"; {len(leaked):,} or more are evaluation prompts with one that is trained on" if leaked else ""
+    if any(looked_at < rows for looked_at, rows in result.sampled.values()):
+        across += "; among all rows there are more, for those looked at were compared with each other only"
     result.metrics["near_duplicate_share"] = found.rate or 0.0
 
     def shown() -> list[Example]:
@@ -331,7 +332,7 @@ def _writing(config: DataValidationConfig, result: Audit, samples: list[Sample])
     result.odd = {kind: where for kind, where in odd_characters(texts).items() if where.texts}
     most = max(result.odd.values(), key=lambda where: where.texts, default=None)
     odd = share(most.texts if most else 0, len(texts))
-    named = ", ".join(f"{MEANINGS[kind]} in {where.texts:,}" for kind, where in result.odd.items())
+    named = ", ".join(f"{kind} in {where.texts:,}" for kind, where in result.odd.items())
     result.metrics["odd_characters_share"] = odd.rate
     result.verdicts.append(
         at_most(

@@ -293,8 +293,8 @@ def _writing(facts: Facts) -> Markup:
         )
     if audit.odd:
         body += table(
-            ["characters", "texts with them"],
-            [(MEANINGS_OF_ODD[kind], where.texts) for kind, where in audit.odd.items()],
+            ["characters", "what they are", "texts with them"],
+            [(str(kind), MEANINGS_OF_ODD[kind], where.texts) for kind, where in audit.odd.items()],
         )
     if audit.languages and audit.languages.found:
         body += table(
