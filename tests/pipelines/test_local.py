@@ -124,7 +124,8 @@ def test_a_run_after_a_failed_one_comes_through(tmp_path):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_ends_the_running_stage(tmp_path, sent):
     code = (
-        "import importlib.util, sys\n"
+        "import importlib.util, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit it ignored
         f"spec = importlib.util.spec_from_file_location('tests_local', {str(Path(__file__))!r})\n"
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
         f"try: module.run('sleep', module.Path({str(tmp_path)!r}))\n"
