@@ -86,14 +86,15 @@ class Intake:
         """Every block converted, in order, in the pool's threads.
 
         Raises:
-            DataError: A file cannot be read (see `Source.blocks`), no row has a known shape, or two shapes are mixed.
+            DataError: A file cannot be read (see `Source.pieces`), no row has a known shape, or two shapes are mixed.
         """
         self.counts = {file: FileCount() for file in self.source.files}
         for part in ordered_map(pool, self._convert, self._after_recognition(), ahead):
-            for column, count in (("read", part.read), ("kept", self._by_file(part.kept["file"].to_numpy()))):
-                for index in np.flatnonzero(count).tolist():
-                    tally = self.counts[self.source.files[index]]
-                    setattr(tally, column, getattr(tally, column) + int(count[index]))
+            kept = self._by_file(part.kept["file"].to_numpy())
+            for index in np.flatnonzero(part.read).tolist():
+                count = self.counts[self.source.files[index]]
+                count.read += int(part.read[index])
+                count.kept += int(kept[index])
             for file in part.quarantined["file"].to_pylist():
                 self.counts[file].quarantined += 1
             yield part
@@ -177,11 +178,10 @@ class Intake:
                     }
                 )
         if kept:
-            schema = pa.schema({name: ORIGIN.field(name).type for name in ("own_id", "annotator", "position")})
-            schema = pa.schema([*schema, *(pa.field(name, _TEXT) for name in self._texts)])
-            table = pa.Table.from_pylist(kept, schema)
+            given = [field for field in self._schema if field.name not in ("file", "line", "offset")]
+            table = pa.Table.from_pylist(kept, pa.schema(given))
             tables.append(self._with_origin(block, np.array(numbers), table))
-        merged = pa.concat_tables(tables) if tables else self._with_origin(block, np.array([], int), None)
+        merged = pa.concat_tables(tables or [self._schema.empty_table()])
         if len(tables) > 1:
             merged = merged.sort_by([("file", "ascending"), ("line", "ascending")])
         return Part(
@@ -227,23 +227,19 @@ class Intake:
                 raise self.source.error(place, "the file is cut off within this row; copy it again") from None
             raise
 
-    def _with_origin(self, block: Block, rows: np.ndarray, table: pa.Table | None) -> pa.Table:
-        names = ["file", "line", "offset", "own_id", "annotator", "position", *self._texts]
-        if table is None:
-            schema = pa.schema([*ORIGIN, *(pa.field(name, _TEXT) for name in self._texts)])
-            return schema.empty_table()
+    def _with_origin(self, block: Block, rows: np.ndarray, table: pa.Table) -> pa.Table:
         if self.chat is not None and MESSAGES not in table.column_names:
             table = table.append_column(MESSAGES, pa.nulls(len(table), _TEXT))
-        taken = [block.file, block.line, block.offset]
-        if len(rows) < len(block):
-            taken = [column.take(pa.array(rows)) for column in taken]
-        for name, column in zip(("file", "line", "offset"), taken, strict=True):
-            table = table.append_column(name, column)
-        return table.select(names)
+        for name in ("file", "line", "offset"):
+            column = getattr(block, name)
+            table = table.append_column(name, column if len(rows) == len(block) else column.take(pa.array(rows)))
+        return table.select(self._schema.names)
 
     @property
-    def _texts(self) -> list[str]:
-        return [*TEXTS[self.kind], *([MESSAGES] if self.chat is not None else [])]
+    def _schema(self) -> pa.Schema:
+        """Of `Part.kept`."""
+        texts = [*TEXTS[self.kind], *([MESSAGES] if self.chat is not None else [])]
+        return pa.schema([*ORIGIN, *(pa.field(name, _TEXT) for name in texts)])
 
     def _by_file(self, files: np.ndarray) -> np.ndarray:
         return np.bincount(files, minlength=len(self.source.files))

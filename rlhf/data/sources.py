@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from rlhf.data.file_systems import file_system, redacted
 from rlhf.data.parallel import ordered_map
-from rlhf.data.stores import file_system, redacted
 from rlhf.errors import DataError
 
 BLOCK_BYTES = 6 << 20  # rows are read, parsed and checked so much at a time
@@ -59,14 +60,6 @@ class Block:
     def row_value(self, index: int) -> Any:
         """A row of Parquet as a dict."""
         return self.columns.slice(index, 1).to_pylist()[0]
-
-    def slice(self, start: int, length: int) -> "Block":
-        """The rows from `start` on, at most `length`."""
-        return Block(
-            *(None if part is None else part.slice(start, length) for part in (self.file, self.line, self.offset)),
-            None if self.text is None else self.text.slice(start, length),
-            None if self.columns is None else self.columns.slice(start, length),
-        )
 
 
 @dataclass(frozen=True)
@@ -199,18 +192,14 @@ class Source:
             yield Piece(few)
         self.bytes_read = self.size
 
-    def blocks(self) -> Iterator[Block]:
-        """The rows of every piece."""
-        return (piece.block() for piece in self.pieces())
-
     def texts(self, wanted: dict[str, set[int]]) -> Iterator[tuple[str, int, str]]:
         """Rows again as they stand in their files: (file, line, text) of the `wanted` {file: lines}."""
         for index, file in enumerate(self.files):
             if file in wanted:
-                lines = pa.array(sorted(wanted[file]), pa.int64())
+                lines = list(wanted[file])
                 for part in self._parts_of(*self._open((index, file))):
                     block = Piece([part]).block()
-                    for row in np.flatnonzero(np.isin(block.line.to_numpy(), lines.to_numpy())).tolist():
+                    for row in np.flatnonzero(np.isin(block.line.to_numpy(), lines)).tolist():
                         yield file, block.line[row].as_py(), block.row_text(row)
 
     def error(self, place: str, what: str) -> DataError:
@@ -364,13 +353,22 @@ class Source:
         except UnicodeDecodeError as error:
             raise self.error(file, f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
         try:
-            values = json.loads(text)
+            values = json.loads(text, object_pairs_hook=_with_each_field_once)
+        except json.JSONDecodeError as error:
+            what = f"a JSON array that is malformed or cut off ({_one_line(error)})"
+            raise self.error(f"{file}:{error.lineno}", what) from error
         except (ValueError, RecursionError) as error:
-            place = f"{file}:{error.lineno}" if isinstance(error, json.JSONDecodeError) else file
-            raise self.error(place, f"a JSON array that is malformed or cut off ({_one_line(error)})") from error
+            raise self.error(file, f"a JSON array that cannot be read ({_one_line(error)})") from error
         for start in range(0, len(values), ROWS_PER_PARQUET_BLOCK):
             part = values[start : start + ROWS_PER_PARQUET_BLOCK]
             yield _unlined(index, start, pa.array([as_json(value) for value in part], pa.string()))
+
+
+def _with_each_field_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # A row of an array has no text of its own that could be put aside whole.
+    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+        raise ValueError(f"a row has the field {twice[0]!r} twice, and one of its values would be lost")
+    return dict(pairs)
 
 
 def as_json(value: Any) -> str:

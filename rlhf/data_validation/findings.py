@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from rlhf.data_validation.index import Index
 from rlhf.metrics import Share, share
 
-TRAINED_ON = ("prompts", "preferences", "demonstrations")
+# Datasets that a stage trains on, and which of their rows.
+TRAINED_ON = {"prompts": "true", "preferences": "not held_out", "demonstrations": "true"}
 
 
 @dataclass(frozen=True)
@@ -100,20 +101,16 @@ def pair_findings(index: Index) -> Pairs:
     )
 
 
-def overlaps(index: Index, eval_fraction: float) -> list[Overlap]:
+def overlaps(index: Index) -> list[Overlap]:
     """Which prompts of the table `evaluation` are in each of those that are trained on."""
-    of = index.query("select count(distinct prompt_key) from evaluation")[0][0]
+    (of,) = index.column("select count(distinct prompt_key) from evaluation")
     found = []
-    for name in TRAINED_ON:
-        trained = "draw >= $1" if name == "preferences" else "draw >= 0 or $1 is null"
-        both = f"from evaluation where prompt_key in (select prompt_key from {name} where {trained})"
-        prompts = index.query(f"select count(distinct prompt_key) {both}", eval_fraction)[0][0]
-        held_out = 0
-        if name == "preferences":
-            anywhere = "from evaluation where prompt_key in (select prompt_key from preferences)"
-            held_out = index.query(f"select count(distinct prompt_key) {anywhere}")[0][0] - prompts
-        examples = index.column(f"select number {both} order by number limit 2", eval_fraction)
-        found.append(Overlap(name, prompts, of, held_out, examples))
+    for name, trained_on in TRAINED_ON.items():
+        shared = f"from evaluation where prompt_key in (select prompt_key from {name}"
+        (anywhere,) = index.column(f"select count(distinct prompt_key) {shared})")
+        (prompts,) = index.column(f"select count(distinct prompt_key) {shared} where {trained_on})")
+        examples = index.column(f"select number {shared} where {trained_on}) order by number limit 2")
+        found.append(Overlap(name, prompts, of, anywhere - prompts, examples))
     return found
 
 

@@ -41,7 +41,8 @@ class Index:
             config={"memory_limit": MEMORY, "temp_directory": str(folder), "preserve_insertion_order": False}
         )
         self._files = 0
-        self._views: dict[str, str] = {}
+        self._files_of: dict[str, Path] = {}
+        self._added: dict[str, dict[str, str]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -82,15 +83,15 @@ class Index:
         self.see(dataset, path)
 
     def add_column(self, dataset: str, name: str, expression: str) -> None:
-        """Let a dataset have a further column."""
-        self._connection.execute(
-            f"create or replace view {dataset} as select *, {expression} as {name} from ({self._views[dataset]})"
-        )
+        """Let a dataset have a further column, or another one of that name; also when it is replaced."""
+        self._added.setdefault(dataset, {})[name] = expression
+        self.see(dataset, self._files_of[dataset])
 
     def see(self, dataset: str, path: Path) -> None:
-        """Let a dataset be a Parquet file."""
-        self._views[dataset] = f"from read_parquet('{path}')"
-        self._connection.execute(f"create or replace view {dataset} as {self._views[dataset]}")
+        """Let a dataset be a Parquet file, with the columns that were added to it."""
+        self._files_of[dataset] = path
+        added = "".join(f", {expression} as {name}" for name, expression in self._added.get(dataset, {}).items())
+        self._connection.execute(f"create or replace view {dataset} as select *{added} from read_parquet('{path}')")
 
     def _new_file(self) -> Path:
         self._files += 1

@@ -60,14 +60,12 @@ def resolve(
     held_out = 0 if config.eval_dataset else _hold_out_prompts(config, template, written, index)
     # Candidates may have become the same when the suffix's marker was taken off.
     equal = dict.fromkeys(index.column(EQUAL_CANDIDATES), Reason.EQUAL_CANDIDATES)
-    pairs_aside = (
-        _quarantine("preferences", equal, sources["preferences"], written["preferences"], index) if equal else None
-    )
-    pairs = pair_findings(index)
-    shared = overlaps(index, config.preference_eval_fraction)
-    resolved = Resolved(pairs, shared, prompts_held_out=held_out)
-    if pairs_aside is not None:
-        resolved.quarantined["preferences"] = pairs_aside
+    aside = {}
+    if equal:
+        aside["preferences"] = _quarantine("preferences", equal, sources["preferences"], written["preferences"], index)
+    _hold_out_pairs(config, written["preferences"], index)
+    pairs, shared = pair_findings(index), overlaps(index)
+    resolved = Resolved(pairs, shared, quarantined=aside, prompts_held_out=held_out)
     numbers = {
         "duplicates": ("preferences", pairs.duplicate_examples),
         "contradictions": ("preferences", pairs.contradiction_examples),
@@ -79,7 +77,8 @@ def resolve(
         resolved.examples[finding] = examples(dataset, rows, source, written, index)
 
     _put_aside(config, sources, written, index, resolved)
-    _split(config, written, index)
+    if "preferences" in resolved.quarantined:
+        _hold_out_pairs(config, written["preferences"], index, again=True)
     resolved.pairs_eval, resolved.pairs_train = index.query(
         "select count(*) filter (held_out), count(*) filter (not held_out) from preferences"
     )[0]
@@ -146,12 +145,11 @@ def _put_aside(
     Pairs that are held out stay though their prompts are evaluated on: no stage trains on them.
     """
     shared = "select number from {} where prompt_key in (select prompt_key from evaluation) and {}"
-    trained_on = dict.fromkeys(TRAINED_ON, "true") | {"preferences": f"draw >= {config.preference_eval_fraction}"}
     wanted = [
         ("preferences", Reason.CONTRADICTORY, CONTRADICTIONS, config.contradictions),
         ("preferences", Reason.DUPLICATE, DUPLICATES, config.duplicates),
         *((name, Reason.SHARED_PROMPT, shared.format(name, rows), config.shared_prompts)
-          for name, rows in trained_on.items()),
+          for name, rows in TRAINED_ON.items()),
     ]  # fmt: skip
     aside: dict[str, dict[int, Reason]] = {}
     for dataset, reason, query, treatment in wanted:
@@ -159,7 +157,7 @@ def _put_aside(
             for number in index.column(query):
                 aside.setdefault(dataset, {}).setdefault(number, reason)
     for dataset, reasons in aside.items():
-        left = trained_on[dataset] if Reason.SHARED_PROMPT in reasons.values() else "true"
+        left = TRAINED_ON[dataset] if Reason.SHARED_PROMPT in reasons.values() else "true"
         rows = _quarantine(dataset, reasons, sources[dataset], written[dataset], index, left)
         before = resolved.quarantined.get(dataset, rows.schema.empty_table())
         resolved.quarantined[dataset] = pa.concat_tables([before, rows])
@@ -209,15 +207,15 @@ def _quarantine(
     return pa.Table.from_pylist(rows, SCHEMAS["quarantine"])
 
 
-def _split(config: DataValidationConfig, written: dict[str, Written], index: Index) -> None:
-    """See to it that neither side of the preferences' split is empty."""
+def _hold_out_pairs(config: DataValidationConfig, data: Written, index: Index, again: bool = False) -> None:
+    """Mark the pairs held out, and where a side of the split would be empty, or was before, write the split again."""
     rows, distinct = index.query("select count(*), count(distinct prompt_key) from preferences")[0]
     if distinct < 2:
         raise DataError(
             f"preference_dataset: {rows} usable pairs of {distinct} prompt{'s' if distinct != 1 else ''} cannot be "
             "split into pairs to train on and pairs to measure with; expected two prompts or more"
         )
-    if not _mark_held_out("preferences", config.preference_eval_fraction, index):
+    if not _mark_held_out("preferences", config.preference_eval_fraction, index) and not again:
         return
     held_out = np.array(index.column("select held_out from preferences order by number"))
     splits = np.where(held_out, "eval", "train")
@@ -226,11 +224,11 @@ def _split(config: DataValidationConfig, written: dict[str, Written], index: Ind
         column = pa.array(splits[before : before + len(table)], pa.string())
         return table.set_column(table.schema.get_field_index("split"), "split", column)
 
-    written["preferences"].manifest = rewrite_dataset(written["preferences"].path, "preferences", with_split)
+    data.manifest = rewrite_dataset(data.path, "preferences", with_split)
 
 
 def _mark_held_out(dataset: str, fraction: float, index: Index) -> bool:
-    """Add the column `held_out`: about `fraction` of the distinct prompts, of which there are two or more.
+    """Add or renew the column `held_out`: about `fraction` of the distinct prompts, of which there are two or more.
 
     A prompt keeps its side when rows are added or reordered. Neither side is left empty: with very few prompts the
     one whose draw comes nearest changes sides. With one seed, what a small fraction holds out a larger one does, too.

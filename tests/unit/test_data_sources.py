@@ -33,7 +33,7 @@ def read(*uris: str | Path) -> list[Row]:
 def rows_of(source: Source) -> list[Row]:
     return [
         Row(source.files[block.file[i].as_py()], block.line[i].as_py(), block.row_text(i), value_of(block, i))
-        for block in source.blocks()
+        for block in (piece.block() for piece in source.pieces())
         for i in range(len(block))
     ]
 
@@ -106,6 +106,7 @@ def test_a_line_that_is_no_json_is_a_row_without_value(tmp_path, line):
         ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.jsonl", "git-LFS pointer"),
         ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a.parquet", "git-LFS pointer"),
         ("a.json", b'[{"a": 1},\n{"a": ', "a.json:2", "cut off"),
+        ("a.json", b'[{"a": 1, "b": 2, "a": 3}]', "a.json", "field 'a' twice"),
         ("a.jsonl.gz", gzip.compress(LINES * 99)[:-30], "a.jsonl.gz", "gzip data is cut off or damaged"),
         ("a.parquet", parquet()[:-9], "a.parquet", "cannot be read as Parquet"),
         ("a.parquet", LINES, "a.parquet", "is not Parquet"),
@@ -218,7 +219,7 @@ def test_bytes_read_reach_the_size(tmp_path):
     (tmp_path / "b.parquet").write_bytes(parquet())
     source = Source(f"{tmp_path}/b.parquet,{tmp_path}/a.jsonl", "prompt_dataset")
     assert source.bytes_read == 0
-    read_so_far = [source.bytes_read for _ in source.blocks()]
+    read_so_far = [source.bytes_read for _ in source.pieces()]
     assert read_so_far == sorted(read_so_far)
     assert read_so_far[-1] > len(parquet())
     assert source.bytes_read == source.size == len(LINES) + len(parquet())

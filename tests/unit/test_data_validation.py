@@ -109,7 +109,7 @@ def test_a_wrong_parameter_fails_by_name_before_any_data_is_read(options, tmp_pa
     def reads(*args):
         raise AssertionError("data was read")
 
-    monkeypatch.setattr("rlhf.data.sources.Source.blocks", reads)
+    monkeypatch.setattr("rlhf.data.sources.Source.pieces", reads)
     with pytest.raises(error, match=says):
         validate(options | change, tmp_path)
 

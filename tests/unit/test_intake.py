@@ -204,7 +204,7 @@ def test_a_file_that_vanishes_after_it_was_listed_is_named(tmp_path):
     intake = Intake(sources.Source(str(tmp_path / "*.jsonl"), "preference_dataset"), "preferences", None)
     os.remove(gone)
     with pytest.raises(DataError, match=r"^preference_dataset: .*b.jsonl: was there when the files were listed"):
-        list(intake.source.blocks())
+        list(intake.source.pieces())
 
 
 def test_rows_can_be_read_again_by_their_lines(tmp_path):

@@ -42,7 +42,8 @@ def parquet(rows: list[dict]) -> bytes:
 
 
 def rows_of(source: Source) -> list[dict]:
-    return [json.loads(block.row_text(row)) for block in source.blocks() for row in range(len(block))]
+    blocks = (piece.block() for piece in source.pieces())
+    return [json.loads(block.row_text(row)) for block in blocks for row in range(len(block))]
 
 
 def read(*uris: str) -> list[dict]:
