@@ -18,7 +18,7 @@ def write_rows(path: Path, rows: int, seed: int = 0) -> int:
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ["".join(draw.choices(letters, k=draw.randint(2, 9))) for _ in range(WORDS)]
     weights = [1 / (rank + 10) for rank in range(WORDS)]
-    pool = draw.choices(words, weights, k=4_000_000)  # texts are runs of it: drawing each word would take hours
+    pool = draw.choices(words, weights, k=4_000_000)  # texts are runs of it, for drawing each word would take minutes
     bad = 0
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):

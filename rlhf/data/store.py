@@ -24,7 +24,7 @@ from rlhf.data.template import Template
 from rlhf.errors import DataError
 
 MANIFEST_NAME = "manifest.json"
-CODEC = "none"  # snappy takes a fifth of the whole time to save a third of the bytes
+CODEC = "none"  # snappy takes a seventh of the stage's time, and saves two fifths of the bytes of real posts
 
 _TEXT = pa.string()
 

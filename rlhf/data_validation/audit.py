@@ -24,7 +24,7 @@ from rlhf.data_validation.characters import (
 from rlhf.data_validation.checks import Example, Verdict, at_least, at_most, near_half
 from rlhf.data_validation.config import DataValidationConfig
 from rlhf.data_validation.index import Index
-from rlhf.data_validation.near_duplicates import NearDuplicates, near_duplicates
+from rlhf.data_validation.near_duplicates import near_duplicates
 from rlhf.data_validation.private_data import find_private
 from rlhf.data_validation.resolve import Resolved
 from rlhf.data_validation.tokens import TokenLengths, token_lengths
@@ -49,9 +49,8 @@ class Audit:
     """By dataset and column: lengths of the texts sampled."""
     tokens: dict[str, TokenLengths] = field(default_factory=dict)
     """By dataset; empty where the model has no tokenizer.json."""
-    near: NearDuplicates | None = None
     texts: int = 0
-    """Prompts and completions looked at by the three that follow."""
+    """Prompts and completions whose writing was looked at, which the next three are about."""
     private: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     """By kind: texts with it, and what some of it looks like, masked."""
     odd: dict[Oddity, Occurrence] = field(default_factory=dict)
@@ -63,7 +62,6 @@ class Sample:
     """Some rows of a dataset, and where they come from."""
 
     dataset: str
-    numbers: list[int]
     rows: list[dict[str, Any]]
     source: Source
     origins: list[tuple[int, int]]
@@ -109,7 +107,7 @@ def _sample(dataset: str, data: Written, intakes: dict[str, Intake], index: Inde
         f"select file, line from {dataset} where number in (select unnest($1)) order by number", numbers
     )
     intake = intakes.get(dataset) or intakes["prompts"]
-    return Sample(dataset, numbers, take_rows(data.path, numbers), intake.source, origins)
+    return Sample(dataset, take_rows(data.path, numbers), intake.source, origins)
 
 
 def _sizes(config: DataValidationConfig, result: Audit, resolved: Resolved, index: Index) -> None:
@@ -231,7 +229,7 @@ def _near_duplicates(config: DataValidationConfig, template: Template, result: A
     texts = [
         (sample, index, template.body(row["prompt"])) for sample in samples for index, row in enumerate(sample.rows)
     ]
-    near = result.near = near_duplicates([text for _, _, text in texts], seed=config.seed)
+    near = near_duplicates([text for _, _, text in texts], seed=config.seed)
     found = share(near.texts, len(texts))
 
     def evaluated(index: int) -> bool:

@@ -176,7 +176,7 @@ def refuse_failed(verdicts: Sequence[Verdict]) -> None:
     """End the run where a check failed.
 
     Raises:
-        DataError: One line for all of them, the first with two examples.
+        DataError: One line for all of them, each with two examples where there are.
     """
     failed = [verdict for verdict in verdicts if verdict.outcome == "failed"]
     if not failed:

@@ -15,6 +15,7 @@ from rlhf.data_validation.audit import Audit
 from rlhf.data_validation.canonical import Written
 from rlhf.data_validation.characters import MEANINGS as MEANINGS_OF_ODD
 from rlhf.data_validation.checks import LONGEST_EXAMPLE, Example, Verdict, limit_in_words
+from rlhf.data_validation.private_data import mask_private
 from rlhf.data_validation.rejects import Rejects
 from rlhf.data_validation.resolve import Resolved
 from rlhf.data_validation.steps import StepCount
@@ -332,18 +333,37 @@ def _template(facts: Facts) -> Markup:
         body += fold("The chat template", text_block(template.chat_template[:LONGEST_EXAMPLE]))
     row = take_rows(facts.written["prompts"].path, [0])[0]
     example = without_marks(template.render(row["prompt"], row.get(MESSAGES)))
-    return body + fold("The first prompt as a model reads it, when it is not too long", text_block(example))
+    return body + fold(
+        "The first prompt as a model reads it, when it is not too long", text_block(mask_private(example))
+    )
 
 
 def _steps(facts: Facts) -> Markup:
     return table(
-        ["stage", "rows", "batch size", "steps an epoch is", "steps configured", "epochs these are"],
         [
-            (stage, count.rows, count.batch_size, count.running_on(), count.steps, f"{count.epochs_made:,.2f}")
+            "stage",
+            "rows",
+            "batch size",
+            "steps an epoch is",
+            "steps configured",
+            "epochs these are",
+            "counted by epoch",
+        ],
+        [
+            (
+                stage,
+                count.rows,
+                count.batch_size,
+                count.running_on(),
+                count.steps,
+                f"{count.epochs_made:,.2f}",
+                count.by_epoch(count.epochs_made),
+            )
             for stage, count in facts.steps.items()
         ],
-        "Steps an epoch is: rows / batch size, rounded up. Over several epochs stages count ceil(rows x epochs / "
-        "batch); ceil(rows / batch) x epochs, as other pipelines count, may be a few more.",
+        "Steps an epoch is: rows / batch size, rounded up. Stages count ceil(rows x epochs / batch size). Counted by "
+        "epoch, ceil(rows / batch size) x epochs, as other pipelines do, the same epochs are the steps of the last "
+        "column.",
     )
 
 

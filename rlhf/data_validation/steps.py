@@ -23,9 +23,9 @@ class StepCount:
         """ceil(rows x epochs / batch)."""
         return ceil(self.rows * epochs / self.batch_size)
 
-    def by_epoch(self, epochs: int = 1) -> int:
+    def by_epoch(self, epochs: float) -> int:
         """ceil(rows / batch) x epochs."""
-        return ceil(self.rows / self.batch_size) * epochs
+        return ceil(ceil(self.rows / self.batch_size) * epochs)
 
     @property
     def steps(self) -> int:
@@ -37,11 +37,13 @@ class StepCount:
         """How often each row will be seen on average."""
         return self.steps * self.batch_size / self.rows
 
-    def as_json(self) -> dict[str, float]:
+    def as_json(self) -> dict[str, float | str]:
         return {
             "rows": self.rows,
             "batch_size": self.batch_size,
             "steps_per_epoch": self.running_on(),
             "steps": self.steps,
             "epochs": self.epochs_made,
+            "formula": "ceil(rows * epochs / batch_size)",
+            "steps_by_epoch": self.by_epoch(self.epochs_made),
         }

@@ -1,5 +1,7 @@
 """How many optimiser steps data is worth, and that the report says so."""
 
+import math
+
 import pytest
 
 from rlhf.data_validation.steps import StepCount
@@ -32,6 +34,8 @@ def test_configured_steps_count_before_epochs():
         "steps_per_epoch": 47,
         "steps": 1_000,
         "epochs": pytest.approx(21.333, abs=1e-3),
+        "formula": "ceil(rows * epochs / batch_size)",
+        "steps_by_epoch": 1_003,
     }
 
 
@@ -46,7 +50,10 @@ def test_the_report_and_its_twin_say_what_each_stage_will_make_of_its_rows(optio
     }
     metrics = validate(options | stages, tmp_path)
     pairs = metrics["pairs_train"]
-    assert said(tmp_path)["steps"] == {
+    steps = said(tmp_path)["steps"]
+    assert [steps[stage].pop("steps_by_epoch") for stage in steps] == [16, math.ceil(-(-pairs // 16) * 320 / pairs), 6]
+    assert {steps[stage].pop("formula") for stage in steps} == {"ceil(rows * epochs / batch_size)"}
+    assert steps == {
         "sft_trainer": {"rows": 30, "batch_size": 8, "steps_per_epoch": 4, "steps": 15, "epochs": 4},
         "reward_trainer": {
             "rows": pairs,
@@ -60,9 +67,9 @@ def test_the_report_and_its_twin_say_what_each_stage_will_make_of_its_rows(optio
     page = (tmp_path / "out" / "report.html").read_text()
     section = page[page.index('id="steps"') :]
     for stage, numbers in (
-        ("sft_trainer", ("30", "8", "4", "15", "4.00")),
-        ("reward_trainer", (f"{pairs:g}", "16", "6", "20", f"{320 / pairs:.2f}")),
-        ("ppo_trainer", ("40", "16", "3", "5", "2.00")),
+        ("sft_trainer", ("30", "8", "4", "15", "4.00", "16")),
+        ("reward_trainer", (f"{pairs:g}", "16", "6", "20", f"{320 / pairs:.2f}", f"{math.ceil(6 * 320 / pairs)}")),
+        ("ppo_trainer", ("40", "16", "3", "5", "2.00", "6")),
     ):
         row = section[section.index(f"{stage}</td>") :].split("</tr>")[0]
         assert row.split("</td>")[1:-1] == [f'<td class="num">{number}' for number in numbers]
