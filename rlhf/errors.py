@@ -9,6 +9,8 @@ keeps its traceback.
 class RlhfError(Exception):
     """Base of all errors with a message for the user."""
 
+    exit_status = 1
+
 
 class ConfigError(RlhfError):
     """A parameter or option is unknown, of the wrong type or out of range."""
@@ -24,3 +26,9 @@ class ModelError(RlhfError):
 
 class TrainingError(RlhfError):
     """Training cannot go on, for example because losses are not finite."""
+
+
+class Stopped(RlhfError):
+    """The stage was asked to end (SIGTERM) before its work was done; run again, it goes on from its checkpoint."""
+
+    exit_status = 143  # 128 + SIGTERM, as shells count

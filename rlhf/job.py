@@ -18,12 +18,12 @@ from rlhf.progress import say
 
 @contextlib.contextmanager
 def stage_errors(stage: str) -> Iterator[None]:
-    """Turn an error meant for the user into one line and exit status 1; anything else keeps its traceback."""
+    """Turn an error meant for the user into one line and its exit status; anything else keeps its traceback."""
     try:
         yield
     except RlhfError as error:
         say(stage, f"error: {error}")
-        raise SystemExit(1) from None
+        raise SystemExit(error.exit_status) from None
 
 
 class Job:

@@ -12,17 +12,28 @@ class Tracker:
     `learning_rate`), so that its runs and ours overlay; our own are prefixed with the stage.
     """
 
-    def __init__(self, log_dir: str | Path):
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, log_dir: str | Path | None):
+        """Start; event files of an earlier try are removed, for what they hold is written again.
 
-        self._writer = SummaryWriter(str(log_dir))
+        Args:
+            log_dir: Folder for the event files; None writes nothing, as in all processes of a run but one.
+        """
+        self._writer = None
+        if log_dir is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            for stale in Path(log_dir).glob("events.out.tfevents.*"):
+                stale.unlink()
+            self._writer = SummaryWriter(str(log_dir))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+        if self._writer is not None:
+            for tag, value in values.items():
+                self._writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def read_scalars(log_dir: str | Path) -> dict[str, list[tuple[int, float]]]:

@@ -1,0 +1,161 @@
+"""Checkpoints of a training run at any URI.
+
+    <uri>/step-00000100/...            files of the run's state
+    <uri>/step-00000100/complete.json  written last: the step, what run it belongs to, and the size of every file
+
+A folder without `complete.json`, or with a file of another size, is what a killed writer left, and is never read.
+"""
+
+import contextlib
+import errno
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.data.file_systems import file_system, redacted
+from rlhf.errors import ConfigError, DataError, TrainingError
+
+COMPLETE = "complete.json"
+_STEP = re.compile(r"step-(\d{8})")
+
+
+class Checkpoints:
+    """The checkpoints of one run; the newest is kept.
+
+    Args:
+        uri: Folder or URI; nothing else may be kept there.
+        identity: What makes a run this run: options, data, base model. A checkpoint of another run is refused.
+
+    Raises:
+        ConfigError: The URI cannot be used.
+    """
+
+    def __init__(self, uri: str, identity: Mapping[str, Any]):
+        self.uri = uri.rstrip("/")
+        self._identity = json.loads(json.dumps(dict(identity)))
+        try:
+            self._fs, self._folder = file_system(self.uri)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"checkpoint_dir {redacted(uri)!r}: {' '.join(str(error).split())}; expected a folder or a URI such as "
+                "gs://bucket/folder"
+            ) from error
+
+    def fetch_latest(self, folder: Path) -> int | None:
+        """Copy the newest complete checkpoint into `folder`.
+
+        Returns:
+            Its step, None where there is none.
+
+        Raises:
+            ConfigError: It belongs to another run.
+            DataError: The store cannot be read.
+        """
+        with self._told("read"):
+            for step in sorted(self._steps(), reverse=True):
+                record = self._complete(step)
+                if record is None:
+                    continue
+                self._require_same_run(record["identity"])
+                for name in record["files"]:
+                    target = folder / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    self._fs.get_file(f"{self._path(step)}/{name}", str(target))
+                return step
+        return None
+
+    def save(self, folder: Path, step: int) -> None:
+        """Store the files below `folder` as the checkpoint of `step`, then remove those before it.
+
+        Raises:
+            TrainingError: There is no room, or the store cannot be written.
+        """
+        files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+        target = self._path(step)
+        with self._told("written", sum(files.values())):
+            earlier = self._steps()
+            if step in earlier:
+                self._fs.rm(target, recursive=True)
+            self._fs.makedirs(target, exist_ok=True)
+            for name in files:
+                if "/" in name:
+                    self._fs.makedirs(f"{target}/{name.rpartition('/')[0]}", exist_ok=True)
+                self._fs.put_file(str(folder / name), f"{target}/{name}")
+            record = {"step": step, "identity": self._identity, "files": files}
+            self._fs.pipe_file(f"{target}/{COMPLETE}", json.dumps(record).encode())
+            for old in earlier - {step}:
+                self._fs.rm(self._path(old), recursive=True)
+
+    def remove(self) -> None:
+        """Delete every checkpoint: the run is over."""
+        with self._told("cleared"):
+            for step in self._steps():
+                self._fs.rm(self._path(step), recursive=True)
+
+    def _steps(self) -> set[int]:
+        self._fs.invalidate_cache()
+        try:
+            names = [str(name).rstrip("/").rpartition("/")[2] for name in self._fs.ls(self._folder, detail=False)]
+        except FileNotFoundError:
+            return set()
+        return {int(found[1]) for name in names if (found := _STEP.fullmatch(name))}
+
+    def _complete(self, step: int) -> dict[str, Any] | None:
+        path = self._path(step)
+        try:
+            record = json.loads(self._fs.cat_file(f"{path}/{COMPLETE}"))
+            sizes = {name: self._fs.size(f"{path}/{name}") for name in record["files"]}
+            return record if sizes == record["files"] and record["step"] == step else None
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _require_same_run(self, found: Any) -> None:
+        found = found if isinstance(found, dict) else {}
+        names = sorted(
+            name for name in found.keys() | self._identity.keys() if found.get(name) != self._identity.get(name)
+        )
+        if names:
+            differences = "; ".join(
+                f"{name}: {found.get(name)!r} there, {self._identity.get(name)!r} now" for name in names
+            )
+            raise ConfigError(
+                f"checkpoint_dir {redacted(self.uri)!r}: holds a checkpoint of another run ({differences}); give every "
+                "run a folder of its own, or clear this one to start anew"
+            )
+
+    def _path(self, step: int) -> str:
+        return f"{self._folder}/step-{step:08d}"
+
+    @contextlib.contextmanager
+    def _told(self, what: str, size: int = 0) -> Iterator[None]:
+        try:
+            yield
+        except (ConfigError, TrainingError):
+            raise
+        except Exception as error:  # each store's client has exceptions of its own
+            raise_if_full(error, f"checkpoint_dir {redacted(self.uri)!r}", size)
+            kind = DataError if what == "read" else TrainingError
+            reason = redacted(" ".join(str(error).split()))
+            raise kind(
+                f"checkpoint_dir {redacted(self.uri)!r}: cannot be {what} ({type(error).__name__}: {reason}); give a "
+                "folder or URI that this machine may write to"
+            ) from error
+
+
+def raise_if_full(error: BaseException, where: str, size: int = 0) -> None:
+    """Raise TrainingError where `error` says that a disk is full, and return otherwise.
+
+    Args:
+        where: What was being written.
+        size: Bytes it takes, where known.
+    """
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    # safetensors' and torch's own errors carry no number.
+    if full or "No space left" in str(error) or "os error 28" in str(error):
+        need = f" for {size / 1e9:.3g} GB" if size else ""
+        raise TrainingError(
+            f"{where}: no space left{need}; free some or name another disk, then run again: what was complete before "
+            "is kept, what is half-written is never read"
+        ) from error

@@ -1,0 +1,40 @@
+"""The processes of one training run, as torchrun starts them; without it there is one."""
+
+import os
+from typing import Any
+
+import torch.distributed as dist
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def count() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def count_on_this_node() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return rank() == 0
+
+
+def gather(part: Any) -> list[Any]:
+    """What every process holds, in the order of ranks."""
+    if count() == 1:
+        return [part]
+    parts: list[Any] = [None] * count()
+    dist.all_gather_object(parts, part)
+    return parts
+
+
+def interleave(parts: list[list[Any]]) -> list[Any]:
+    """Put together again what was dealt out as `items[rank::count]`."""
+    items = [None] * sum(map(len, parts))
+    for index, part in enumerate(parts):
+        items[index :: len(parts)] = part
+    return items
