@@ -30,6 +30,9 @@ both.
 """
 
 QUARANTINE = """
+A preference of any shape may have a `margin` beside its other fields: by how much the chosen candidate is better, zero
+or more, as TRL's RewardTrainer takes it.
+
 ## Quarantine
 
 No row is lost: rows read = rows written + rows in quarantine, for each file. A row in quarantine is kept whole, with
@@ -48,6 +51,9 @@ URI may change while the URI does not.
 """
 
 CHECKS = """
+`position` is 0 or 1, which candidate was chosen as laid out, and null where the layout names the chosen one; `margin`
+and `reference` are null where the row has none.
+
 ## Checks
 
 After rows come datasets as wholes. Each check has a limit, and what happens beyond it: `fail` ends the run before a

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from rlhf.data.formats import Reason, Unfit, chosen_position, convert, own_id, parse, recognise
+from rlhf.data.formats import Reason, Unfit, convert, own_id, parse, recognise
 from rlhf.data.store import CODEC
 from rlhf.data.template import Template
 from rlhf.data_validation.suffix import without_marker
 
 ROWS_PER_SHARD = 50_000
-_COLUMNS = ("id", "prompt", "chosen", "rejected", "split")
+_COLUMNS = ("id", "prompt", "chosen", "rejected", "split", "position", "margin")
+_TYPES = {"position": pa.int8(), "margin": pa.float32()}
 _INDEX = ("line", "offset", "position", "prompt_key", "one_key", "other_key", "draw", *(f"{n}_chars" for n in "pcr"))
 
 
@@ -36,7 +37,7 @@ def validate(source: Path, target: Path, template: Template) -> tuple[int, int]:
     def write() -> None:
         nonlocal shards
         for names, values, part in ((_COLUMNS, rows, "part"), (_INDEX, index, "index")):
-            types = [pa.uint64() if name.endswith("_key") else None for name in names]
+            types = [pa.uint64() if name.endswith("_key") else _TYPES.get(name) for name in names]
             columns = [pa.array([row[i] for row in values], kind) for i, kind in enumerate(types)]
             table = pa.table(columns, names=list(names))
             pq.write_table(table, target / f"{part}-{shards}.parquet", compression=CODEC, use_dictionary=False)
@@ -63,8 +64,10 @@ def validate(source: Path, target: Path, template: Template) -> tuple[int, int]:
                     name += "-2"
                 ids.add(name)
                 draw = xxhash.xxh3_64_intdigest(f"0:{keys[0]}".encode()) / 2**64
-                rows.append((name, canonical["prompt"], chosen, rejected, "eval" if draw < 0.1 else "train"))
-                index.append((number, offset, chosen_position(row), *keys, draw, *map(len, texts)))
+                position, margin = canonical["position"], canonical["margin"]
+                side = "eval" if draw < 0.1 else "train"
+                rows.append((name, canonical["prompt"], chosen, rejected, side, position, margin))
+                index.append((number, offset, position, *keys, draw, *map(len, texts)))
                 digest.update(json.dumps(rows[-1]).encode())
                 kept += 1
                 if len(rows) >= ROWS_PER_SHARD:

@@ -46,7 +46,7 @@ def data_validation(
         preference_dataset: URI of preferences, for example `input_text`, `candidate_0`, `candidate_1`, `choice`.
         prompt_dataset: URI of the prompts that the policy is tuned on.
         large_model_reference: Base model that the run tunes: Hugging Face id, path, URI or a short name.
-        preferences: Canonical preferences: `id, prompt, chosen, rejected, split`.
+        preferences: Canonical preferences: `id, prompt, chosen, rejected, split, position, margin`.
         prompts: Canonical prompts: `id, prompt, reference`.
         evaluation: Canonical held-out prompts: `id, prompt, reference`.
         demonstrations: Canonical demonstrations: `id, prompt, completion`; no rows if none were given.

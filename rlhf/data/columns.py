@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from rlhf.data.formats import LONGEST_ROW_BYTES, Kind, Shape
+from rlhf.data.formats import LARGEST_MARGIN, LONGEST_ROW_BYTES, Kind, Shape
 from rlhf.data.sources import Block
 
 ROWS_AT_ONCE = 1024  # a row that cannot be parsed has so many others parsed again
@@ -45,6 +45,11 @@ class Layout:
     references: tuple[str, ...] = ()
     """Fields of an optional reference, of which a row may have one."""
 
+    @property
+    def is_of_pairs(self) -> bool:
+        """Whether the rows are preferences."""
+        return self.candidates is not None or "chosen" in self.texts
+
 
 LAYOUTS: dict[tuple[Shape, Kind], Layout] = {
     (Shape.VERTEX_TEXT, "preferences"): Layout({"prompt": "input_text"}, candidates=("candidate_0", "candidate_1")),
@@ -64,6 +69,8 @@ def fields_of(
     types |= dict.fromkeys([*layout.texts.values(), *(layout.candidates or ()), *layout.references], _TEXT)
     if layout.candidates:
         types["choice"] = pa.float64()  # data frames write 1 as 1.0
+    if layout.is_of_pairs:
+        types["margin"] = pa.float64()
     types["id"] = pa.int64() if id_is_number else _TEXT
     if annotator:
         types[annotator] = pa.int64() if annotator_is_number else _TEXT
@@ -116,7 +123,7 @@ def pick_columns(block: Block, fields: pa.Schema) -> tuple[np.ndarray, pa.Table]
             column = column.dictionary_decode()
         if pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
             column = column.cast(_TEXT)
-        if field.type == pa.float64() and pa.types.is_integer(column.type):
+        if field.type == pa.float64() and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             column = column.cast(pa.float64(), safe=False)
         if field.type == pa.int64() and pa.types.is_integer(column.type):
             column = column.cast(pa.int64(), safe=False)
@@ -140,11 +147,11 @@ def convert_columns(
         suffix: How prompts end, where that is known already: a text that is nothing else is not ordinary.
 
     Returns:
-        Their numbers; own_id, annotator, position and the texts.
+        Their numbers; own_id, annotator, position, margin and the texts.
     """
     ordinary = None
     texts = {name: fields.column(field) for name, field in layout.texts.items()}
-    position = pa.nulls(len(rows), pa.int8())
+    position, margin = pa.nulls(len(rows), pa.int8()), pa.nulls(len(rows), pa.float32())
     if layout.candidates:
         first, second = (fields.column(field) for field in layout.candidates)
         choice = fields.column("choice")
@@ -157,9 +164,13 @@ def convert_columns(
         position = pc.if_else(second_chosen, pa.scalar(1, pa.int8()), pa.scalar(0, pa.int8()))
     for text in texts.values():
         ordinary = _and(ordinary, pc.match_substring_regex(text, _ORDINARY))
-    if "chosen" in texts:
+    if layout.is_of_pairs:
         trimmed = [pc.utf8_trim_whitespace(texts[name]) for name in ("chosen", "rejected")]
         ordinary = _and(ordinary, pc.not_equal(*trimmed))
+        given = fields.column("margin")
+        good = pc.and_(pc.greater_equal(given, 0.0), pc.less_equal(given, LARGEST_MARGIN))
+        ordinary = _and(ordinary, pc.fill_null(good, True))
+        margin = pc.abs(given).cast(pa.float32())
     mark = (suffix or "").strip()
     if mark and re.search(r"\s|.{24}", mark):  # others are markers for the pattern above
         for text in texts.values():
@@ -176,7 +187,7 @@ def convert_columns(
     else:
         own_id = own_id.cast(_TEXT)
     who = pa.nulls(len(rows), _TEXT) if annotator is None else fields.column(annotator).cast(_TEXT)
-    table = pa.table({"own_id": own_id, "annotator": who, "position": position, **texts})
+    table = pa.table({"own_id": own_id, "annotator": who, "position": position, "margin": margin, **texts})
     kept = pc.fill_null(ordinary, False)
     if pc.all(kept).as_py():
         return rows, table

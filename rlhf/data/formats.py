@@ -9,6 +9,7 @@ from typing import Any, Literal
 Kind = Literal["preferences", "prompts", "demonstrations"]
 
 LONGEST_ROW_BYTES = 4 << 20
+LARGEST_MARGIN = 3.4028234663852886e38  # of float32, as which margins are kept
 ANNOTATOR_FIELDS = ("annotator", "annotator_id", "worker", "worker_id", "rater", "rater_id", "labeler", "labeler_id")
 
 
@@ -48,6 +49,7 @@ class Reason(StrEnum):
     BARE_SUFFIX = "bare_suffix"
     EQUAL_CANDIDATES = "equal_candidates"
     BAD_CHOICE = "bad_choice"
+    BAD_MARGIN = "bad_margin"
     SEVERAL_TURNS = "several_turns"
     REFUSED_BY_TEMPLATE = "refused_by_template"
     DUPLICATE = "duplicate"
@@ -66,6 +68,7 @@ MEANINGS = {
     Reason.BARE_SUFFIX: "the prompt or a candidate is only a marker such as 'TL;DR:'",
     Reason.EQUAL_CANDIDATES: "both candidates are the same, whitespace around them aside",
     Reason.BAD_CHOICE: "choice is not the number 0 or 1",
+    Reason.BAD_MARGIN: "margin is not a number, or is negative, infinite or NaN",
     Reason.SEVERAL_TURNS: "a candidate is a conversation, not one reply",
     Reason.REFUSED_BY_TEMPLATE: "the model's chat template refuses the conversation: its roles, or their order",
     Reason.DUPLICATE: "the row before says the same, and duplicates are to be quarantined",
@@ -141,13 +144,6 @@ def own_id(row: dict[str, Any]) -> str | None:
     return value if isinstance(value, str) and value.strip() and value.isprintable() else None
 
 
-def chosen_position(row: dict[str, Any]) -> int | None:
-    """0 or 1: which of the two candidates as laid out was chosen; None where the layout names the chosen one."""
-    last = row["messages"][-1] if isinstance(row.get("messages"), list) and row["messages"] else {}
-    choice = (last if isinstance(last, dict) and "candidate_0" in last else row).get("choice")
-    return int(choice) if isinstance(choice, int | float) and choice in (0, 1) else None
-
-
 def annotator_field(row: dict[str, Any]) -> str | None:
     """The field that says who chose, by the names that published datasets give it."""
     return next((name for name in ANNOTATOR_FIELDS if isinstance(row.get(name), str | int)), None)
@@ -159,15 +155,16 @@ def convert(
     """A row of `shape` as a canonical row of `kind`, without `id` and `split`.
 
     Returns:
-        preferences: prompt, chosen, rejected; prompts: prompt, reference (None where there is none);
-        demonstrations: prompt, completion. With `keep_messages` also messages: the prompt's [{role, content}] as
-        JSON (None where it is no conversation).
+        preferences: prompt, chosen, rejected; position: 0 or 1, which candidate as laid out was chosen (None where
+        the layout names the chosen one); margin: by how much it is better (None where the row does not say).
+        prompts: prompt, reference (None where there is none). demonstrations: prompt, completion. With
+        `keep_messages` also messages: the prompt's [{role, content}] as JSON (None where it is no conversation).
 
     Raises:
         Unfit: The row cannot be used.
     """
     canonical = _CONVERTERS[shape](row, kind)
-    messages = canonical.pop("messages", None)
+    messages, position = canonical.pop("messages", None), canonical.pop("position", None)
     if kind == "prompts" and not (canonical["reference"] or "").strip():
         canonical["reference"] = None
     texts = {name: text for name, text in canonical.items() if name != "reference"}
@@ -177,8 +174,10 @@ def convert(
     for name, text in texts.items():
         if _BARE_MARKER.fullmatch(text.strip()) or text.strip() == (suffix or "").strip():
             raise Unfit(Reason.BARE_SUFFIX, name)
-    if kind == "preferences" and texts["chosen"].strip() == texts["rejected"].strip():
-        raise Unfit(Reason.EQUAL_CANDIDATES)
+    if kind == "preferences":
+        if texts["chosen"].strip() == texts["rejected"].strip():
+            raise Unfit(Reason.EQUAL_CANDIDATES)
+        canonical |= {"position": position, "margin": _margin(row)}
     if keep_messages:
         canonical["messages"] = json.dumps(messages, ensure_ascii=False) if messages else None
     return canonical
@@ -201,7 +200,7 @@ def _unambiguous(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _USED_FIELDS = {
     *("input_text", "output_text", "candidate_0", "candidate_1", "choice", "messages", "author", "role", "content"),
     *("context", "prompt", "chosen", "rejected", "completion", "label", "info", "summaries", "text", "post", "article"),
-    *("title", "subreddit", "summary", "id", *ANNOTATOR_FIELDS),
+    *("title", "subreddit", "summary", "id", "margin", *ANNOTATOR_FIELDS),
 }
 
 
@@ -232,14 +231,25 @@ def _answer(row: dict[str, Any], name: str, kind: Kind) -> dict[str, Any]:
 
 
 def _pair(row: dict[str, Any], candidates: tuple[str, str]) -> dict[str, Any]:
-    """Chosen and rejected by `choice`."""
+    """Chosen, rejected and position by `choice`."""
     if "choice" not in row:
         raise Unfit(Reason.MISSING_FIELD, "choice")
     choice = row["choice"]
     # Data frames write 1 as 1.0. True is no choice, though Python counts it as 1.
     if isinstance(choice, bool) or not isinstance(choice, int | float) or choice not in (0, 1):
         raise Unfit(Reason.BAD_CHOICE, "choice")
-    return {"chosen": candidates[int(choice)], "rejected": candidates[1 - int(choice)]}
+    position = int(choice)
+    return {"chosen": candidates[position], "rejected": candidates[1 - position], "position": position}
+
+
+def _margin(row: dict[str, Any]) -> float | None:
+    """TRL's name: its RewardTrainer subtracts the margin from the difference of the scores."""
+    margin = row.get("margin")
+    if margin is None:
+        return None
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not 0 <= margin <= LARGEST_MARGIN:
+        raise Unfit(Reason.BAD_MARGIN, "margin")
+    return abs(float(margin))  # -0.0 is 0
 
 
 def _vertex_text(row: dict[str, Any], kind: Kind) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from rlhf.data.formats import (
     Shape,
     Unfit,
     annotator_field,
-    chosen_position,
     convert,
     is_cut_off,
     own_id,
@@ -35,7 +34,7 @@ TEXTS: dict[Kind, tuple[str, ...]] = {
     "prompts": ("prompt", "reference"),
     "demonstrations": ("prompt", "completion"),
 }
-# Where a kept row comes from, before its texts. `position` is which candidate was chosen, where the layout has one.
+# Where a kept row comes from, and what is said about it, before its texts; position and margin as in `convert`.
 ORIGIN = pa.schema(
     {
         "file": pa.int32(),
@@ -44,6 +43,7 @@ ORIGIN = pa.schema(
         "own_id": _TEXT,
         "annotator": _TEXT,
         "position": pa.int8(),
+        "margin": pa.float32(),
     }
 )
 
@@ -208,7 +208,6 @@ class Intake:
         return {
             "own_id": own_id(row),
             "annotator": str(who) if isinstance(who, str | int) else None,
-            "position": chosen_position(row) if self.kind == "preferences" else None,
             **canonical,
         }
 

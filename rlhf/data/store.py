@@ -34,7 +34,11 @@ def _schema(*required: str, **other: pa.Field) -> pa.Schema:
 
 
 SCHEMAS = {
-    "preferences": _schema("id", "prompt", "chosen", "rejected", "split"),
+    "preferences": _schema(
+        *("id", "prompt", "chosen", "rejected", "split"),
+        position=pa.field("position", pa.int8()),  # 0 or 1, which candidate as laid out was chosen
+        margin=pa.field("margin", pa.float32()),  # by how much chosen is better
+    ),
     "prompts": _schema("id", "prompt", reference=pa.field("reference", _TEXT)),
     "demonstrations": _schema("id", "prompt", "completion"),
     "quarantine": pa.schema(
@@ -178,7 +182,8 @@ def write_dataset(
     Args:
         path: The dataset's folder.
         kind: One of `SCHEMAS`.
-        rows: Dicts with exactly the kind's columns, and `messages` where the template has a chat template.
+        rows: Dicts of the kind's columns, and `messages` where the template has a chat template. What a row does not
+            have is null.
         template: How the prompts are to be rendered.
         rows_per_shard: Rows held in memory, and written as one Parquet file.
 
@@ -206,9 +211,10 @@ def read_tables(path: str | Path, kind: str) -> tuple[Iterable[pa.Table], Manife
     manifest = _read_manifest(folder)
     columns = SCHEMAS[kind].names
     if manifest.kind != kind or [name for name in manifest.columns if name != MESSAGES] != columns:
+        again = "; it was written by another version, run data_validation again" if manifest.kind == kind else ""
         raise DataError(
             f"{folder}: found a dataset of {manifest.kind} ({', '.join(manifest.columns)}), "
-            f"expected {kind} ({', '.join(columns)})"
+            f"expected {kind} ({', '.join(columns)}){again}"
         )
     template = Template.load(folder)
     if template.digest != manifest.template_digest:
@@ -318,9 +324,7 @@ def _table(rows: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table
     arrays = []
     for field in schema:
         try:
-            array = pa.array(
-                [row.get(field.name) if field.name == MESSAGES else row[field.name] for row in rows], type=field.type
-            )
+            array = pa.array([row.get(field.name) for row in rows], type=field.type)
         except (pa.ArrowException, UnicodeEncodeError) as error:
             raise DataError(f"{kind}: column {field.name!r} cannot hold a value ({error})") from error
         if array.null_count and not field.nullable:
@@ -330,7 +334,8 @@ def _table(rows: list[dict[str, Any]], kind: str, schema: pa.Schema) -> pa.Table
 
 
 class _Digest:
-    """Over each column's lengths and bytes, so that neither shards nor chunks of memory matter."""
+    """Over each column's lengths and bytes (of numbers: which are there, and their bytes), so that neither shards nor
+    chunks of memory matter."""
 
     def __init__(self, kind: str, columns: list[str]):
         self._start = json.dumps([kind, columns])
@@ -339,14 +344,17 @@ class _Digest:
     def update(self, table: pa.Table) -> None:
         for column, (lengths, content) in zip(table.columns, self._columns, strict=True):
             for chunk in column.chunks:
+                values = chunk.drop_null()  # under a null there may be anything
                 if pa.types.is_string(chunk.type):
                     sizes = pc.fill_null(pc.binary_length(chunk), -1)
-                    chunk = chunk.drop_null()  # under a null there may be bytes
-                    offsets = np.frombuffer(chunk.buffers()[1], np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+                    offsets = np.frombuffer(values.buffers()[1], np.int32)[
+                        values.offset : values.offset + len(values) + 1
+                    ]
                     if offsets[-1] > offsets[0]:
-                        content.update(memoryview(chunk.buffers()[2])[offsets[0] : offsets[-1]])
+                        content.update(memoryview(values.buffers()[2])[offsets[0] : offsets[-1]])
                 else:
-                    sizes = pc.fill_null(chunk, -1)
+                    sizes = chunk.is_valid()
+                    content.update(np.ascontiguousarray(values.to_numpy(zero_copy_only=False)).tobytes())
                 lengths.update(np.ascontiguousarray(sizes.to_numpy(zero_copy_only=False)).tobytes())
 
     @property

@@ -197,6 +197,8 @@ def _pairs(config: DataValidationConfig, result: Audit, resolved: Resolved) -> N
     }
     if pairs.first_chosen.rate is not None:
         result.metrics["first_wins_share"] = pairs.first_chosen.rate
+    if pairs.margins:
+        result.metrics["pairs_with_margin"] = pairs.margins
 
 
 def _overlaps(config: DataValidationConfig, result: Audit, resolved: Resolved) -> None:

@@ -103,6 +103,7 @@ def _with_keys(
             "offset_": kept["offset"],
             "annotator": kept["annotator"],
             "position": kept["position"],
+            "margin": kept["margin"],
             "prompt_key": prompt_key,
             "draw": draw,
             "one_key": one_key,
@@ -118,6 +119,7 @@ def _with_keys(
         columns[MESSAGES] = column[MESSAGES]
     if kind == "preferences":
         columns["split"] = pa.array(np.where(draw < eval_fraction, "eval", "train"), pa.string())
+        columns |= {"position": column["position"], "margin": column["margin"]}
     return pa.table(columns), index, removed
 
 

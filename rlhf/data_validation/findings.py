@@ -26,6 +26,8 @@ class Pairs:
     """How often the first candidate as laid out was chosen; of no rows where the shape does not tell."""
     longer_chosen: Share
     """How often the longer candidate was chosen, in characters, of pairs unequal in length."""
+    margins: int
+    """Rows with a margin."""
     annotators: list["Annotator"]
     """By rows; empty where the data names none."""
     duplicate_examples: list[int] = field(default_factory=list)
@@ -62,9 +64,9 @@ class Overlap:
 
 def pair_findings(index: Index) -> Pairs:
     """Look at the table `preferences`."""
-    rows, first, positioned, longer, unequal = index.query("""
+    rows, first, positioned, longer, unequal, margins = index.query("""
         select count(*), count(*) filter (position = 0), count(position), count(*) filter (one_chars > other_chars),
-            count(*) filter (one_chars <> other_chars)
+            count(*) filter (one_chars <> other_chars), count(margin)
         from preferences
         """)[0]
     index.query("""
@@ -87,6 +89,7 @@ def pair_findings(index: Index) -> Pairs:
         contradictory=int(contradictory),
         first_chosen=share(first, positioned),
         longer_chosen=share(longer, unequal),
+        margins=margins,
         annotators=_annotators(index),
         duplicate_examples=index.column(
             "select unnest([number, last]) from (from labels where rows > 1 order by rows desc, number limit 1)",

@@ -208,6 +208,8 @@ def _pairs(facts: Facts) -> Markup:
         "leaks, and what is chosen; the options duplicates, contradictions and shared_prompts put such rows in "
         "quarantine. Far from 50\u00a0%, a reward model may learn position or length in place of quality."
     )
+    if pairs.margins:
+        body += paragraph(f"{pairs.margins:,} of the pairs have a margin: by how much the chosen candidate is better.")
     if pairs.annotators:
         shown = pairs.annotators[:_MOST_ANNOTATORS]
         body += table(

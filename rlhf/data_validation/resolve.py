@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from rlhf.data.formats import MEANINGS, Reason
+from rlhf.data.intake import TEXTS
 from rlhf.data.sources import Source
-from rlhf.data.store import MESSAGES, SCHEMAS, DatasetWriter, read_tables, rewrite_dataset, take_rows
+from rlhf.data.store import SCHEMAS, DatasetWriter, read_tables, rewrite_dataset, take_rows
 from rlhf.data.template import Template
 from rlhf.data_validation.canonical import Written
 from rlhf.data_validation.checks import Example
@@ -101,7 +102,7 @@ def examples(
     )
     found = []
     for (file, line), row in zip(origins, take_rows(written[dataset].path, numbers), strict=True):
-        names = [name for name in row if name not in ("id", "split", MESSAGES) and row[name]]
+        names = [name for name in TEXTS[written[dataset].manifest.kind] if row[name]]
         texts = "\n\n".join(f"{name}: {row[name]}" for name in names)
         found.append(Example.of(f"{source.files[file]}:{line}", texts))
     return found

@@ -97,7 +97,36 @@ PREFERENCES = [
 @pytest.mark.parametrize(("row", "shape", "prompt"), PREFERENCES)
 def test_preferences_of_every_shape(row, shape, prompt):
     assert recognise(row) is shape
-    assert convert(row, shape, "preferences") == {"prompt": prompt, "chosen": "one", "rejected": "zero"}
+    canonical = convert(row, shape, "preferences")
+    assert {name: canonical[name] for name in ("prompt", "chosen", "rejected")} == {
+        "prompt": prompt,
+        "chosen": "one",
+        "rejected": "zero",
+    }
+
+
+@pytest.mark.parametrize(("row", "shape", "prompt"), PREFERENCES)
+def test_the_position_is_the_choice_and_unknown_where_the_layout_names_the_chosen_one(row, shape, prompt):
+    position = convert(row, shape, "preferences")["position"]
+    if "chosen" in row:
+        assert position is None
+        assert convert(row | {"choice": 1}, shape, "preferences")["position"] is None
+    else:
+        assert position == (row if "choice" in row else row["messages"][-1])["choice"]
+        assert type(position) is int
+
+
+@pytest.mark.parametrize(("row", "shape", "prompt"), PREFERENCES)
+def test_a_preference_of_every_shape_may_have_a_margin(row, shape, prompt):
+    assert recognise(row | {"margin": 1}) is shape
+    given = {None: None, 0: 0, 0.5: 0.5, 3: 3, 16_777_217: 16_777_217}
+    assert {given: convert(row | {"margin": given}, shape, "preferences")["margin"] for given in given} == given
+    assert convert(row, shape, "preferences")["margin"] is None
+    for bad in (-0.5, -1, float("nan"), float("inf"), 10**400, 3.5e38, "1", True, [1], {}):
+        with pytest.raises(Unfit) as unfit:
+            convert(row | {"margin": bad}, shape, "preferences")
+        assert (unfit.value.reason, unfit.value.field) == (Reason.BAD_MARGIN, "margin")
+        assert "margin" not in convert(row | {"margin": bad}, shape, "prompts")
 
 
 ANSWERED = [
@@ -246,4 +275,6 @@ def test_random_rows_are_converted_to_text_or_put_aside():
                 texts = convert(row, shape, kind)
                 reference = texts.pop("reference", None)
                 assert reference is None or reference.strip()
+                assert texts.pop("position", None) in (None, 0, 1)
+                assert texts.pop("margin", None) is None
                 assert all(text.strip() and text.encode() for text in texts.values())

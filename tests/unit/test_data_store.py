@@ -54,6 +54,49 @@ def test_the_digest_changes_with_any_row(tmp_path, change):
     )
 
 
+def pairs(position: int | None = None, margin: float | None = None) -> list[dict]:
+    row = {"prompt": "P", "chosen": "a", "rejected": "b", "split": "train"}
+    known = {name: value for name, value in (("position", position), ("margin", margin)) if value is not None}
+    return [{"id": "1", **row}, {"id": "2", **row, **known}, {"id": "3", **row}]
+
+
+def test_a_pair_needs_neither_position_nor_margin(tmp_path):
+    write_dataset(tmp_path / "d", "preferences", pairs(1, 0.5), TEMPLATE)
+    rows = read_dataset(tmp_path / "d", "preferences")[0]
+    assert [(row["position"], row["margin"]) for row in rows] == [(None, None), (1, 0.5), (None, None)]
+
+
+def test_the_digest_tells_every_position_and_margin_and_their_absence_apart(tmp_path):
+    values = [None, 0, 1, -1]
+    digests = [
+        write_dataset(tmp_path / "d", "preferences", pairs(position, margin), TEMPLATE, rows_per_shard=shard).digest
+        for shard in (1, 2, 9)
+        for position in values
+        for margin in (*values, 0.5, float("nan"))
+    ]
+    assert len(set(digests)) == 4 * 6
+    assert digests[:24] == digests[24:48] == digests[48:]
+    assert write_dataset(tmp_path / "d", "preferences", pairs(1, 0.5), TEMPLATE).digest == "a185eed56787b268"
+
+
+def test_the_digest_tells_in_which_row_a_number_stands(tmp_path):
+    rows = pairs(1, 0.5)
+    one = write_dataset(tmp_path / "d", "preferences", rows, TEMPLATE)
+    rows[0] |= {name: rows[1].pop(name) for name in ("position", "margin")}
+    assert write_dataset(tmp_path / "d", "preferences", rows, TEMPLATE).digest != one.digest
+
+
+def test_a_dataset_of_other_columns_is_refused_with_what_to_do(tmp_path):
+    write_dataset(tmp_path / "d", "preferences", pairs(), TEMPLATE)
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    manifest["columns"] = manifest["columns"][:-2]
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        DataError, match=r"found .*, split\), expected .*, margin\); it was written by another version, run"
+    ):
+        read_dataset(tmp_path / "d", "preferences")
+
+
 def test_half_a_dataset_is_not_taken_for_a_whole_one(tmp_path):
     def interrupted():
         yield from prompts(4)

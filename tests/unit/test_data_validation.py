@@ -47,6 +47,33 @@ def test_the_same_input_gives_the_same_datasets(options, tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_positions_and_margins_stay_with_their_pairs_when_others_are_put_aside(options, tmp_path):
+    rows = [pair(f"Post {i}", f"good {i}", f"bad {i}") for i in range(40)]
+    for i, row in enumerate(rows):
+        row |= {"margin": i / 4} if i % 3 else {}
+        if i % 2:
+            row |= {"candidate_0": row["candidate_1"], "candidate_1": row["candidate_0"], "choice": 0}
+    write_rows(tmp_path / "pairs.jsonl", [*rows, rows[4] | {"margin": 99}, rows[7] | {"margin": -1}])
+    metrics = validate(options | {"duplicates": "quarantine"}, tmp_path)
+    kept, _, _ = read_dataset(tmp_path / "out" / "preferences", "preferences")
+    assert [(r["chosen"], r["position"], r["margin"]) for r in kept] == [
+        (f"good {i}", row["choice"], row.get("margin")) for i, row in enumerate(rows)
+    ]
+    aside, _, _ = read_dataset(tmp_path / "out" / "quarantine", "quarantine")
+    assert [(r["line"], r["reason"], r["field"]) for r in aside] == [
+        (42, "bad_margin", "margin"),
+        (41, "duplicate", ""),
+    ]
+    # Findings are of the data as it came.
+    assert (metrics["pairs_with_margin"], metrics["first_wins_share"]) == (27, 20 / 41)
+    assert "27 of the pairs have a margin" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_without_margins_none_are_spoken_of(options, tmp_path):
+    assert "pairs_with_margin" not in validate(options, tmp_path)
+    assert "have a margin" not in (tmp_path / "out" / "report.html").read_text()
+
+
 BAD_ROWS = [pair("P", chosen=" "), pair("P", rejected="TL;DR:"), "no json", pair("P") | {"choice": 2}]
 
 

@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from rlhf.data import sources
 from rlhf.data.columns import FEWEST_ROWS, LAYOUTS
-from rlhf.data.formats import Shape, Unfit, chosen_position, convert, own_id, parse, recognise
+from rlhf.data.formats import Shape, Unfit, convert, own_id, parse, recognise
 from rlhf.data.intake import Intake
 from rlhf.errors import DataError
 from tests.intake import convert_source, read_source, write_rows
@@ -100,10 +101,15 @@ def test_ids_are_unique_across_blocks_and_the_same_however_blocks_are_cut(tmp_pa
 
 
 def test_the_columns_of_parquet_are_read_like_lines(tmp_path):
-    rows = [VERTEX | {"choice": n % 2, "input_text": f"Post {n}."} for n in range(100)] + [VERTEX | {"choice": None}]
+    rows = [
+        VERTEX | {"choice": n % 2, "input_text": f"Post {n}.", "margin": n % 3 or None, "score": 5} for n in range(100)
+    ]
+    rows.append(rows[0] | {"choice": None})
     lines = read_source(write_rows(tmp_path / "a.jsonl", rows))
-    types = (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()), pa.int8())
-    for schema in (None, pa.schema(zip(VERTEX, types, strict=True))):
+    texts = (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))
+    numbers = ((pa.int8(), pa.uint64()), (pa.float32(), pa.float16()), (pa.float64(), pa.float32()))
+    schemas = [pa.schema(zip(rows[0], (*texts, *types, pa.int8()), strict=True)) for types in numbers]
+    for schema in (None, *schemas):
         pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
         parquet = read_source(tmp_path / "a.parquet")
         assert parquet.rows == lines.rows
@@ -153,6 +159,11 @@ def damaged(line: str) -> tuple[str, str, str]:
         (GOOD.replace(": 1}", ": NaN}"), "bad_choice", "choice"),
         (GOOD.replace(": 1}", ": Infinity}"), "bad_choice", "choice"),
         (GOOD.replace(', "choice": 1', ""), "missing_field", "choice"),
+        *(
+            (GOOD.replace(": 1}", f': 1, "margin": {margin}}}'), "bad_margin", "margin")
+            for margin in ("-1", "-1e-300", "NaN", "Infinity", "1e400", "1" * 400, "3.5e38", '"1"', "true", "[1]")
+        ),
+        (GOOD.replace(": 1}", ': 1, "margin": 1, "margin": 1}'), "duplicate_field", "margin"),
         (GOOD.replace("the first", " \u3000\u2028"), "blank_candidate", "chosen"),
         (GOOD.replace("A post.", "\xa0"), "blank_prompt", "prompt"),
         (GOOD.replace("the second", "TL;DR:"), "bare_suffix", "chosen"),
@@ -223,6 +234,7 @@ def test_rows_can_be_read_again_by_their_lines(tmp_path):
 # Random rows and random damage
 
 texts = st.text(max_size=30) | st.sampled_from(["TL;DR:", " ", "a b", "[x]:", "größe:", "\ud800", "\0", "x" * 40, ":"])
+margins = st.sampled_from([1, 0.1, 16_777_217, 0, -0.0, 1e-46, 1e39, "1"]) | st.integers() | st.floats() | st.none()
 junk = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(texts, max_size=2) | st.just({"a": 1})
 rows = st.fixed_dictionaries(
     {
@@ -236,12 +248,20 @@ rows = st.fixed_dictionaries(
         "worker": texts | st.integers(-9, 9),
         "output_text": texts | junk,
         "chosen": st.none() | texts,
+        "margin": margins,
         "extra": junk,
     },
 )
 trl_rows = st.fixed_dictionaries(
     {"prompt": texts, "chosen": texts | junk, "rejected": texts},
-    optional={"completion": texts | junk, "label": texts | junk, "id": texts | st.integers(), "extra": junk},
+    optional={
+        "completion": texts | junk,
+        "label": texts | junk,
+        "choice": st.integers(0, 1) | junk,
+        "id": texts | st.integers(),
+        "margin": margins,
+        "extra": junk,
+    },
 )
 
 
@@ -272,7 +292,10 @@ def by_row(lines, kind, shape):
             row = parse(line)
             if recognise(row) not in (None, shape):
                 return None
-            kept.append((number, own_id(row), chosen_position(row), convert(row, shape, kind)))
+            canonical = convert(row, shape, kind)
+            if canonical.get("margin") is not None:
+                canonical["margin"] = float(np.float32(canonical["margin"]))
+            kept.append((number, own_id(row), canonical))
         except Unfit as unfit:
             aside.append((number, str(unfit.reason), unfit.field))
     return kept, aside
@@ -304,6 +327,39 @@ def test_columns_say_of_random_rows_and_damage_what_the_rules_say_row_by_row(sha
     assert (count.read, count.kept) == (len(kept) + len(aside), len(kept))
     for row, (_, own, *_) in zip(read.rows, kept, strict=True):
         assert row["own_id"] == own
+
+
+SPELT = [
+    *("1", "0", "-0", "-0.0", "0.1", "1e-46", "16777217", "9007199254740993", "3.4028234663852886e38", "3.4028235e38"),
+    *("1e39", "1e400", "-1", "-1e-300", "NaN", "-NaN", "Infinity", "Inf", "nan", "01", ".5", "1."),
+    *("true", "null", '"1"', "[1]", "{}"),
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.sampled_from(SPELT) | st.floats().map(json.dumps) | st.integers().map(str), min_size=1))
+@pytest.mark.parametrize(
+    "row", [VERTEX | {"candidate_0": "the first"}, TRL | {"prompt": "a post", "chosen": "the one"}]
+)
+def test_columns_say_of_margins_however_they_are_spelt_what_the_rules_say_row_by_row(row, spelt):
+    lines = [f'{json.dumps(row)[:-1]}, "margin": {margin}}}' for margin in ("1", *spelt)]
+    kept, aside = by_row(lines, "preferences", recognise(row))
+    with tempfile.TemporaryDirectory() as folder:
+        read = convert_source(write_rows(Path(folder, "a.jsonl"), lines))
+    assert [(q["line"], q["reason"], q["field"]) for q in read.quarantined] == aside
+    # As text, for -0.0 equals 0.0 and is another in the digest.
+    assert [(r["line"], str(r["margin"])) for r in read.rows] == [(line, str(c["margin"])) for line, _, c in kept]
+
+
+@pytest.mark.parametrize("row", [VERTEX, TRL | {"prompt": "a post", "chosen": "the one", "rejected": "the other"}])
+def test_ordinary_rows_with_margins_are_left_to_the_columns(row, tmp_path, monkeypatch):
+    monkeypatch.setattr(Intake, "_convert_row", lambda *_: pytest.fail("left to the slow rules"))
+    rows = [row | {"margin": margin} for margin in (None, 0.5, 1, 0, None)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table.set_column(len(row), "margin", table["margin"].cast(pa.float32())), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        assert [r["margin"] for r in convert_source(tmp_path / name).rows] == [None, 0.5, 1, 0, None]
 
 
 @settings(max_examples=200, deadline=None)

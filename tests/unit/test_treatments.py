@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rlhf.data import sources
+from rlhf.data_validation.audit import TEXT_COLUMNS
 from rlhf.errors import DataError
 from tests.intake import write_rows
 from tests.validation import pair, said, validate, verdict, written
@@ -30,7 +31,7 @@ def counts(tmp_path) -> dict[str, tuple[int, int, int]]:
 
 
 def texts(tmp_path, name: str = "preferences") -> list[tuple]:
-    return [tuple(r[column] for column in r if column not in ("id", "split")) for r in written(tmp_path, name)]
+    return [tuple(r[column] for column in TEXT_COLUMNS if column in r) for r in written(tmp_path, name)]
 
 
 def test_without_treatments_all_rows_are_kept(options, tmp_path):
