@@ -35,6 +35,9 @@ class ModelCard(BaseModel):
     template_digest: str = Field("", description="Of the prompt template trained with; empty for a base.")
     data_digest: str = Field("", description="Of the dataset trained on (manifest.json); empty for a base.")
     versions: dict[str, str] = Field(default_factory=_installed_versions, description="Package: version.")
+    base_in_4_bits: bool = Field(
+        False, description="Whether the folder holds an adapter that was trained on its base held in 4 bits (QLoRA)."
+    )
     training: dict[str, float] = Field(default_factory=dict, description="Summary of the training by measure.")
     score_shift: float = Field(
         0.0,

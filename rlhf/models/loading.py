@@ -5,9 +5,10 @@ Three kinds of model are told apart by their config: *causal* (Llama, Pythia, Qw
 """
 
 import os
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers import (
@@ -27,6 +28,8 @@ from transformers.utils import logging as transformers_logging
 from rlhf.errors import ModelError
 from rlhf.models.card import FILE_NAME, ModelCard
 from rlhf.models.references import resolve
+from rlhf.models.tuning import exact, is_adapter, quantisation, score_heads
+from rlhf.training import processes
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -47,30 +50,73 @@ def kind_of(config: PretrainedConfig) -> Kind:
 
 
 def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The accelerator of this process, the first for the first process on this node, or the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", processes.rank_on_this_node())
 
 
 def prepare_torch(seed: int) -> None:
     """Seed everything, ask for deterministic kernels, and use the cores this process may run on."""
     from transformers import set_seed
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count_on_this_node()))
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would also fill every new buffer, which shows reads of unset memory and costs a third of TRL's SFT step.
     torch.utils.deterministic.fill_uninitialized_memory = False
     set_seed(seed)
 
 
-def follow(folder: str | Path) -> tuple[str, ModelCard | None]:
-    """Where the weights of a Model artifact are: its own folder, or the base model that it only refers to.
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights are."""
 
-    Returns:
-        Path or Hugging Face id for `from_pretrained`, and the card (None for a plain Hugging Face model).
-    """
-    if not (Path(folder) / FILE_NAME).exists():
-        return resolve(str(folder)), None
-    card = ModelCard.load(folder)
-    return (resolve(card.base) if card.kind == "base" else str(folder)), card
+    reference: str
+    """What the model was asked for as."""
+    base: str
+    """Reference of the model that an adapter stands on, or that the folder stands for; else `reference`."""
+    weights: str
+    """Path or Hugging Face id for `from_pretrained`: of the whole model, or of the adapter's base."""
+    adapter: str | None
+    """Folder of the adapter, where the model is one."""
+    card: ModelCard | None
+    """None for a plain Hugging Face model."""
+
+    @classmethod
+    def of(cls, reference: str | Path) -> Self:
+        """Look up a Model artifact, or any Hugging Face folder, id, URI or short name.
+
+        Raises:
+            ModelError: There is no model, or an adapter that no stage wrote.
+        """
+        reference = str(reference)
+        card = ModelCard.load(reference) if (Path(reference) / FILE_NAME).exists() else None
+        if is_adapter(reference):
+            if card is None:
+                raise ModelError(
+                    f"model {reference!r}: found a PEFT adapter without {FILE_NAME}; merge it into its base "
+                    "(merge_and_unload) and name that folder"
+                )
+            return cls(reference, card.base, resolve(card.base), reference, card)
+        if card is None:
+            return cls(reference, reference, resolve(reference), None, None)
+        if card.kind == "base":
+            return cls(reference, card.base, resolve(card.base), None, card)
+        return cls(reference, card.base, reference, None, card)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the weights are those of a base model that others can find by its reference."""
+        return self.card is None or self.card.kind == "base" or self.adapter is not None
+
+    @property
+    def tokenizer(self) -> str:
+        return self.adapter or self.weights
+
+    @property
+    def in_4_bits(self) -> bool:
+        """Whether the adapter was trained on a base held in 4 bits."""
+        return self.adapter is not None and self.card is not None and self.card.base_in_4_bits
 
 
 def load_config(path: str) -> PretrainedConfig:
@@ -96,11 +142,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_generator(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_generator(path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool = False) -> PreTrainedModel:
     """Load a causal or encoder-decoder language model in float32, on the accelerator if there is one.
 
+    Args:
+        in_4_bits: Hold its linear layers in 4 bits.
+
     Raises:
-        ModelError: There is no model at `path`, or it is an encoder and cannot generate.
+        ModelError: There is no model at `path`, it is an encoder and cannot generate, or 4 bits cannot be had.
     """
     config = load_config(path)
     if kind_of(config) is Kind.ENCODER:
@@ -109,7 +158,7 @@ def load_generator(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
             "encoder-decoder model"
         )
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = _load(auto, path, dtype=torch.float32)
+    model = _load(auto, path, dtype=torch.float32, **_quantised(in_4_bits, ["lm_head"]))
     start = model.generation_config.decoder_start_token_id
     if start is None:
         start = getattr(config, "decoder_start_token_id", None)
@@ -117,22 +166,60 @@ def load_generator(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedM
         raise ModelError(f"model {path!r}: config.json names no decoder_start_token_id; add it (T5 uses the pad token)")
     # What is sampled is decided by the stage alone, never by defaults that came with the checkpoint.
     model.generation_config = GenerationConfig(decoder_start_token_id=start)
-    return _fit_vocabulary(model, tokenizer).to(device())
+    return _ready(model, tokenizer, in_4_bits)
 
 
-def load_classifier(path: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load a sequence classifier with one output; a head that the checkpoint lacks is new (drawn from torch's RNG).
+def load_classifier(
+    path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool = False
+) -> tuple[PreTrainedModel, list[str]]:
+    """Load a sequence classifier with one output.
+
+    Args:
+        in_4_bits: Hold its trunk's linear layers in 4 bits.
+
+    Returns:
+        The model, and the names of modules that the checkpoint lacks (a score head, an encoder's pooler) and that are
+        therefore new, drawn from torch's RNG.
 
     Raises:
-        ModelError: There is no model at `path`, or it has more than one label.
+        ModelError: There is no model at `path`, it has more than one label, or 4 bits cannot be had.
     """
     config = load_config(path)
     trained_as_classifier = any("SequenceClassification" in name for name in config.architectures or [])
     if trained_as_classifier and config.num_labels != 1:
         raise ModelError(f"reward model {path!r}: found {config.num_labels} labels, expected 1 (a scalar score)")
-    model = _load(AutoModelForSequenceClassification, path, dtype=torch.float32, num_labels=1)
+    options = _quantised(in_4_bits, _outside_the_trunk(config) if in_4_bits else [])
+    model, found = _load(
+        AutoModelForSequenceClassification,
+        path,
+        dtype=torch.float32,
+        num_labels=1,
+        output_loading_info=True,
+        **options,
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
-    return _fit_vocabulary(model, tokenizer).to(device())
+    new = sorted({name.rpartition(".")[0] for name in found["missing_keys"]})
+    return _ready(model, tokenizer, in_4_bits), new
+
+
+def _outside_the_trunk(config: PretrainedConfig) -> list[str]:
+    """Modules of a classifier that its language model does not have; they are trained, and so not held in 4 bits."""
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    trunk = model.base_model_prefix
+    return [name for name, _ in model.named_children() if name != trunk] + [f"{trunk}.pooler", *score_heads(model)]
+
+
+def _quantised(in_4_bits: bool, keep: list[str]) -> dict[str, Any]:
+    if not in_4_bits:
+        return {}
+    where = device()
+    return {"quantization_config": quantisation(where, keep), "device_map": {"": where}}
+
+
+def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool) -> PreTrainedModel:
+    model = _fit_vocabulary(model, tokenizer)
+    return exact(model) if in_4_bits else model.to(device())
 
 
 def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

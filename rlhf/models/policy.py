@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from peft import PeftModel, TaskType
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.template import Template
+from rlhf.models import adapting
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
-from rlhf.models.loading import Kind, follow, kind_of, load_generator, load_tokenizer
+from rlhf.models.loading import Kind, Source, kind_of, load_config, load_generator, load_tokenizer
+from rlhf.models.tuning import save_adapter
+from rlhf.training.config import TrainerConfig
 
 
 class Policy:
@@ -22,13 +26,12 @@ class Policy:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         card: ModelCard | None,
-        source: str,
         template: Template | None = None,
     ):
-        self.model, self.tokenizer, self.card, self.source = model, tokenizer, card, source
+        self.model, self.tokenizer, self.card = model, tokenizer, card
         self.template = template or Template()
         self.kind = kind_of(model.config)
         self.eos = tokenizer.eos_token_id
@@ -38,23 +41,46 @@ class Policy:
         self.forbidden = sorted(i for i in forbidden if i < vocabulary)
 
     @classmethod
-    def load(cls, folder: str | Path, template: Template | None = None) -> Self:
+    def load(cls, folder: str | Path, template: Template | None = None, merged: bool = False) -> Self:
         """Load a Model artifact, or any Hugging Face folder, id or short name.
 
         Args:
             folder: Where it is.
             template: What prompts are rendered with; None for plain text.
+            merged: Merge an adapter into its base, for those who need one set of weights.
 
         Raises:
-            ModelError: There is no model, or it cannot generate.
+            ModelError: There is no model, it cannot generate, or weights of it are lost.
         """
-        path, card = follow(folder)
-        tokenizer = load_tokenizer(path)
-        return cls(load_generator(path, tokenizer), tokenizer, card, path, template)
+        source = Source.of(folder)
+        tokenizer = load_tokenizer(source.tokenizer)
+        model = adapting.load(source, _base_loader(source, tokenizer), merged)
+        return cls(model, tokenizer, source.card, template)
+
+    @classmethod
+    def to_train(cls, folder: str | Path, template: Template, config: TrainerConfig) -> tuple[Self, adapting.Trainee]:
+        """Load a model as in `load` and make it ready to be trained on demonstrations.
+
+        Raises:
+            ConfigError: The options cannot be met with this model.
+            ModelError: As in `load`, or the model was made with another template.
+        """
+        source = Source.of(folder)
+        if source.card is not None:
+            source.card.require_template(template, folder)
+        tokenizer = load_tokenizer(source.tokenizer)
+        load_base = _base_loader(source, tokenizer)
+        is_seq2seq = kind_of(load_config(source.weights)) is Kind.SEQ2SEQ
+        task = TaskType.SEQ_2_SEQ_LM if is_seq2seq else TaskType.CAUSAL_LM
+        trainee = adapting.prepare(source, config, load_base, task, lambda model: [])
+        return cls(trainee.model, tokenizer, source.card, template), trainee
 
     def save(self, folder: str | Path, card: ModelCard) -> None:
-        """Write a Hugging Face folder (safetensors, tokenizer) with its `rlhf.json`."""
-        self.model.save_pretrained(folder)
+        """Write a Hugging Face folder, or a PEFT adapter on `card.base`, with the tokenizer and `rlhf.json`."""
+        if isinstance(self.model, PeftModel):
+            save_adapter(self.model, folder, card.base)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         card.save(folder)
 
@@ -131,6 +157,10 @@ class Policy:
             blocked = torch.tensor(self.forbidden, device=logits.device)
             logits = logits.index_fill(-1, blocked, float("-inf"))
         return torch.log_softmax(logits, -1)
+
+
+def _base_loader(source: Source, tokenizer: PreTrainedTokenizerBase) -> adapting.LoadBase:
+    return lambda in_4_bits: (load_generator(source.weights, tokenizer, in_4_bits), [])
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,17 +2,23 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from peft import PeftModel, TaskType
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
+from rlhf.models import adapting
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
-from rlhf.models.loading import Kind, follow, kind_of, load_classifier, load_tokenizer
+from rlhf.models.loading import Kind, Source, kind_of, load_classifier, load_tokenizer
+from rlhf.models.tuning import save_adapter, score_heads
+from rlhf.training.config import TrainerConfig
 
 
 class RewardModel:
@@ -27,7 +33,7 @@ class RewardModel:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         card: ModelCard | None,
         template: Template | None = None,
@@ -40,22 +46,51 @@ class RewardModel:
         self.max_length = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
     @classmethod
-    def load(cls, folder: str | Path, template: Template | None = None) -> Self:
+    def load(cls, folder: str | Path, template: Template | None = None, merged: bool = False) -> Self:
         """Load a Model artifact, or any Hugging Face folder, id or short name with or without a score head.
 
         Args:
             folder: Where it is.
             template: What prompts are rendered with; None for plain text.
+            merged: Merge an adapter into its base, for those who need one set of weights.
 
         Raises:
-            ModelError: There is no model, or it has more than one label.
+            ModelError: There is no model, it has more than one label, or weights of it are lost.
         """
-        path, card = follow(folder)
-        tokenizer = load_tokenizer(path)
-        return cls(load_classifier(path, tokenizer), tokenizer, card, template)
+        source = Source.of(folder)
+        tokenizer = load_tokenizer(source.tokenizer)
+        model = adapting.load(source, partial(load_classifier, source.weights, tokenizer), merged)
+        return cls(model, tokenizer, source.card, template)
+
+    @classmethod
+    def to_train(cls, folder: str | Path, template: Template, config: TrainerConfig) -> tuple[Self, adapting.Trainee]:
+        """Load a model as in `load` and make it ready to be trained as a reward model.
+
+        A head that is new is drawn from N(0, 1 / (hidden + 1)), with bias 0 (Huang et al. 2024, detail 11).
+
+        Raises:
+            ConfigError: The options cannot be met with this model.
+            ModelError: As in `load`, or the model was made with another template.
+        """
+        source = Source.of(folder)
+        if source.card is not None:
+            source.card.require_template(template, folder)
+        tokenizer = load_tokenizer(source.tokenizer)
+        load_base = partial(load_classifier, source.weights, tokenizer)
+        trainee = adapting.prepare(source, config, load_base, TaskType.SEQ_CLS, score_heads)
+        for name, module in trainee.model.named_modules():
+            if isinstance(module, nn.Linear) and module.out_features == 1 and _is_one_of(name, trainee.new_modules):
+                nn.init.normal_(module.weight, std=(module.in_features + 1) ** -0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        return cls(trainee.model, tokenizer, source.card, template), trainee
 
     def save(self, folder: str | Path, card: ModelCard) -> None:
-        self.model.save_pretrained(folder)
+        """Write a Hugging Face folder, or a PEFT adapter on `card.base`, with the tokenizer and `rlhf.json`."""
+        if isinstance(self.model, PeftModel):
+            save_adapter(self.model, folder, card.base)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         card.save(folder)
 
@@ -132,3 +167,8 @@ class RewardModel:
                 scores[i] = score + self.shift
             on_batch(start + len(chunk))
         return scores
+
+
+def _is_one_of(name: str, modules: Sequence[str]) -> bool:
+    """Whether PEFT's name of a module, with its wrappers in it, is that of one of `modules`."""
+    return any(f".{module}." in f".{name}." for module in modules)

@@ -58,7 +58,8 @@ def run(
     from rlhf.tracking import Tracker
 
     prepare_torch(config.seed)
-    actor, scorer = Policy.load(policy, template), RewardModel.load(reward_model, template)
+    actor = Policy.load(policy, template, merged=True)
+    scorer = RewardModel.load(reward_model, template, merged=True)
     for model, folder in ((actor, policy), (scorer, reward_model)):
         if model.card is not None:
             model.card.require_template(template, folder)

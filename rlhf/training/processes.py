@@ -14,6 +14,10 @@ def count() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def rank_on_this_node() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
 def count_on_this_node() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 

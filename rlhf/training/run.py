@@ -35,7 +35,7 @@ class Evaluation:
     Args:
         measure: Returns the measures by TensorBoard tag. Called on every process, and must return the same on each.
         every: Optimiser steps between two; there is one more after the last step.
-        key: Of measures that were taken, what is to be as high as possible; those weights are kept. None keeps the last.
+        key: Of measures that were taken, what is to be as high as possible; its weights are kept. None keeps the last.
         fell: Whether measures (second) are worse than the best so far (first) by more than noise.
         patience: So many evaluations in a row that `fell` end the run; 0 never does.
     """
@@ -143,14 +143,12 @@ def fit(
     with heed_sigterm() as interruption, Progress(stage, trainer.args.max_steps) as progress:
         watcher = _Watcher(trainer, config, state, tags, tracker, progress, checkpoints, evaluation, interruption)
         trainer.add_callback(watcher)
-        if not state.stopped_early and state.step < trainer.args.max_steps:
+        if not state.stopped_early:  # else the weights to keep, which is all that is needed, are at hand
             try:
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
             except Exception as error:
                 raise_if_full(error, f"checkpoint in {folder}")
                 raise
-        elif resumed is not None:
-            trainer._load_from_checkpoint(str(resumed))
         finished = state.stopped_early or state.step >= trainer.args.max_steps
         if finished:
             interruption.requested = False  # the little that is left is done before the process ends
@@ -194,9 +192,10 @@ class _Watcher(TrainerCallback):
         self.run.skipped_steps += 1
         if self.run.skipped_steps > self.config.max_skipped_steps:
             raise TrainingError(
-                f"{self.run.skipped_steps} optimiser steps had a loss or gradient that is not finite, the last one step "
-                f"{state.global_step + 1}: more than max_skipped_steps ({self.config.max_skipped_steps}) allows; lower "
-                f"the learning rate (its peak is {args.learning_rate:.3g}), or look for broken weights in the base model"
+                f"{self.run.skipped_steps} optimiser steps had a loss or gradient that is not finite, the last one at "
+                f"step {state.global_step + 1}: more than max_skipped_steps ({self.config.max_skipped_steps}) allows; "
+                f"lower the learning rate (its peak is {args.learning_rate:.3g}), or look for broken weights in the "
+                "base model"
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -104,7 +104,7 @@ def test_gradients_accumulated_over_micro_batches_are_those_of_the_whole_minibat
     gradients = []
     for size in (8, 3):
         torch.manual_seed(0)
-        tuned = Policy(policy.model, policy.tokenizer, None, "")
+        tuned = Policy(policy.model, policy.tokenizer, None)
         config = PPOTrainerConfig(**{**SMALL, "microbatch_size": size, "minibatch_size": 8, "max_gradient_norm": 1e9})
         learner = Learner(config, tuned, WordReward(tuned, llama_folder))
         rollout = learner.sample(prompts_of(tuned)[:8], 10)

@@ -1,0 +1,116 @@
+"""Models made ready to be trained as their options say, and made again from what was saved."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from peft import PeftModel, TaskType
+from transformers import PreTrainedModel
+
+from rlhf.errors import ConfigError, ModelError
+from rlhf.models import tuning
+from rlhf.models.loading import Source
+from rlhf.training.config import TrainerConfig
+
+LoadBase = Callable[[bool], tuple[PreTrainedModel, list[str]]]
+"""Takes whether to hold the base model in 4 bits; returns it, and the names of modules that its checkpoint lacks."""
+
+
+def load(source: Source, load_base: LoadBase, merged: bool = False) -> PreTrainedModel | PeftModel:
+    """A model as it was saved: whole, or as an adapter on its base.
+
+    Args:
+        merged: Merge an adapter into its base.
+    """
+    base, _ = load_base(source.in_4_bits)
+    if source.adapter is None:
+        return base
+    model = tuning.load_adapter(base, source.adapter)
+    return merge(model, load_base) if merged else model
+
+
+def merge(model: PeftModel, load_base: LoadBase) -> PreTrainedModel:
+    """One set of weights from an adapter and its base."""
+    return tuning.merge(model, lambda: load_base(tuning.is_in_4_bits(model))[0])
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model ready to be trained."""
+
+    model: PreTrainedModel | PeftModel
+    new_modules: list[str]
+    """Modules that no checkpoint held."""
+    base: str
+    """Reference of the base model that it comes from."""
+    keeps_adapter: bool
+    """Whether it is to be saved as an adapter."""
+    in_words: str
+    """How it is tuned, for people."""
+    load_base: LoadBase
+
+    def trained(self) -> PreTrainedModel | PeftModel:
+        """The model as it is to be saved, once it is trained."""
+        is_adapted = isinstance(self.model, PeftModel)
+        return merge(self.model, self.load_base) if is_adapted and not self.keeps_adapter else self.model
+
+
+def prepare(
+    source: Source,
+    config: TrainerConfig,
+    load_base: LoadBase,
+    task: TaskType,
+    heads: Callable[[PreTrainedModel], list[str]],
+) -> Trainee:
+    """Load the model to start from and adapt it.
+
+    An adapter is trained further, for another task too: a reward model that starts from an adapted policy stands on
+    the same base model, which need not be copied. Its rank is then the policy's.
+
+    Args:
+        source: The model to start from.
+        config: tuning, lora, save.
+        load_base: Loads `source.weights` for `task`.
+        heads: Names of modules that are trained in full whatever the tuning.
+
+    Raises:
+        ConfigError: An adapter is to be saved whose base only this pipeline's earlier stage has.
+        ModelError: The model cannot be loaded or adapted.
+    """
+    base, new_modules = load_base(config.tuning == "qlora")
+    whole = _outermost([*new_modules, *heads(base)])
+    if config.tuning == "full":
+        if source.adapter is None:
+            return Trainee(base, new_modules, source.base, False, "all weights", load_base)
+        model = merge(_continued(base, source, task, whole), load_base)
+        words = "all weights, the adapter it came with merged into them"
+        return Trainee(model, new_modules, source.base, False, words, load_base)
+    bits = ", base in 4 bits" if config.tuning == "qlora" else ""
+    if source.adapter is not None:
+        model = _continued(base, source, task, whole)
+        rank = model.peft_config[model.active_adapter].r
+        keeps = config.save != "merged"
+        words = f"the adapter it came with, of rank {rank}{bits}"
+        return Trainee(model, new_modules, source.base, keeps, words, load_base)
+    if config.save == "adapter" and not source.is_plain:
+        raise ConfigError(
+            f"save: found 'adapter', but it would stand on {source.reference!r}, which only an earlier stage's output "
+            "holds; use 'merged' or 'auto', or tune that stage with an adapter too"
+        )
+    keeps = config.save == "adapter" or (config.save == "auto" and source.is_plain)
+    model = tuning.add_adapter(base, task, config.lora, whole)
+    words = f"an adapter of rank {config.lora.rank}{bits}"
+    return Trainee(model, new_modules, source.base, keeps, words, load_base)
+
+
+def _continued(base: PreTrainedModel, source: Source, task: TaskType, whole: list[str]) -> PeftModel:
+    model = tuning.continue_adapter(base, source.adapter, task, whole)
+    if model is None:
+        raise ModelError(
+            f"model {source.reference!r}: its adapter's weights have no place in a {type(base).__name__}; save that "
+            "model with save 'merged'"
+        )
+    return model
+
+
+def _outermost(names: list[str]) -> list[str]:
+    return sorted({n for n in names if not any(n.startswith(f"{other}.") for other in names)})

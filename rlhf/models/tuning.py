@@ -1,0 +1,217 @@
+"""Low-rank adapters on Hugging Face models: made, saved, loaded, merged; PEFT and bitsandbytes are used here alone."""
+
+import importlib.util
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from rlhf.errors import ModelError
+from rlhf.training.config import Lora
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds a PEFT adapter and no whole model."""
+    return Path(folder, ADAPTER_CONFIG).is_file()
+
+
+def quantisation(device: torch.device, keep: Sequence[str]) -> BitsAndBytesConfig:
+    """How a base model is held in 4 bits: NF4 with double quantisation (Dettmers et al. 2023, sec. 3).
+
+    Args:
+        device: Where it will be.
+        keep: Names of modules that stay as they are: those that are trained, such as a score head.
+
+    Raises:
+        ModelError: bitsandbytes is not installed, or cannot work on the device.
+    """
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError("tuning 'qlora': bitsandbytes is not installed; install it, or use tuning 'lora'")
+    import bitsandbytes
+
+    usable = sorted(bitsandbytes.supported_torch_devices)
+    if device.type not in usable:
+        raise ModelError(
+            f"tuning 'qlora': bitsandbytes {bitsandbytes.__version__} has no 4-bit kernels for the device "
+            f"{device.type!r}, only for {', '.join(usable)}; use tuning 'lora' here"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        llm_int8_skip_modules=list(keep) or None,
+    )
+
+
+def exact(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model held in 4 bits compute alike in training and in evaluation.
+
+    On CPUs with AVX512-BF16, bitsandbytes packs the weights anew at the first forward pass in evaluation mode and goes
+    on in bfloat16: scores would change in their second digit.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def add_adapter(model: PreTrainedModel, task: TaskType, lora: Lora, train_whole: Sequence[str]) -> PeftModel:
+    """Freeze a model and put a low-rank adapter on its linear layers.
+
+    Args:
+        model: The base model.
+        task: What the model is for.
+        lora: The adapter's rank, scaled_alpha, dropout and target_modules (None for all linear layers).
+        train_whole: Names of modules that are trained in full and saved with the adapter: a new score head, and
+            whatever else the checkpoint lacked. Left out, PPO would later run against untrained weights.
+
+    Raises:
+        ModelError: No linear layer has one of the names in `lora.target_modules`.
+    """
+    config = LoraConfig(
+        task_type=task,
+        r=lora.rank,
+        lora_alpha=lora.scaled_alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules or "all-linear",
+        exclude_modules=list(train_whole) or None,
+        modules_to_save=list(train_whole) or None,
+    )
+    return _adapted(model, config)
+
+
+def continue_adapter(
+    model: PreTrainedModel, folder: str | Path, task: TaskType, train_whole: Sequence[str]
+) -> PeftModel | None:
+    """Put another model's adapter on `model` and train it further: a reward model over the SFT policy's adapter.
+
+    Both then stand on one base model, which is named and need not be copied.
+
+    Args:
+        model: The base model, with another head than the adapter was trained with.
+        folder: The adapter.
+        task, train_whole: As for `add_adapter`.
+
+    Returns:
+        None where the adapter's weights have no place in this model.
+    """
+    config = PeftConfig.from_pretrained(folder)
+    config.inference_mode, config.task_type = False, task
+    config.modules_to_save = list(train_whole) or None
+    config.exclude_modules = list(train_whole) or None
+    adapted = _adapted(model, config)
+    there = {name for name in adapted.state_dict() if ".lora_" in name}
+    places = {}
+    for name, value in _tensors(folder).items():
+        if ".lora_" not in name:
+            continue
+        stem, _, kind = name.rpartition(".")
+        # Classifiers of encoder-decoders keep the trunk one level down.
+        for place in (name, name.replace("base_model.model.", "base_model.model.transformer.", 1)):
+            stem, _, kind = place.rpartition(".")
+            if (place := f"{stem}.default.{kind}") in there:
+                places[place] = value
+    if there != set(places):
+        return None
+    with torch.no_grad():
+        state = adapted.state_dict()
+        for place, value in places.items():
+            state[place].copy_(value)
+    return adapted
+
+
+def save_adapter(model: PeftModel, folder: str | Path, base: str) -> None:
+    """Write the adapter, and what was trained in full with it.
+
+    Args:
+        base: Reference of the base model, as `rlhf.models.references.resolve` takes it.
+    """
+    config = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = base
+    # A padding token that was added to the vocabulary is masked wherever it stands: its embedding is not worth keeping.
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+    """Put a saved adapter on its base model, and see that every one of its weights has arrived.
+
+    Raises:
+        ModelError: The folder holds no adapter, or one for another model.
+    """
+    try:
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"adapter {str(folder)!r}: cannot be put on its base ({_one_line(error)})") from error
+    saved, loaded = _tensors(folder), get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    lost = sorted(
+        name
+        for name in saved.keys() | loaded.keys()
+        if name not in saved
+        or name not in loaded
+        or not torch.equal(saved[name], loaded[name].cpu().to(saved[name].dtype))
+    )
+    if lost:
+        raise ModelError(
+            f"adapter {str(folder)!r}: {len(lost)} of its weights did not arrive in the base model, {lost[0]} among "
+            "them; it was trained on another model, or saved by another version of peft"
+        )
+    return adapted
+
+
+def merge(model: PeftModel, plain_base: Any) -> PreTrainedModel:
+    """The model with its adapter's change added to the base's weights.
+
+    Args:
+        plain_base: Makes the base model anew; called where the base is held in 4 bits, which cannot hold the sum.
+            The change was fitted to the rounded weights, so it is added to those.
+    """
+    if not is_in_4_bits(model):
+        return model.merge_and_unload()
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(model, folder, "")
+        plain = plain_base()
+        if getattr(plain, "is_loaded_in_4bit", False):
+            plain = plain.dequantize().float()
+        return load_adapter(plain, folder).merge_and_unload()
+
+
+def is_in_4_bits(model: PeftModel) -> bool:
+    return getattr(model.get_base_model(), "is_loaded_in_4bit", False)
+
+
+def score_heads(model: nn.Module) -> list[str]:
+    """Names of the linear layers with one output, the score heads of a classifier."""
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+
+
+def _adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ModelError(f"lora.target_modules: {_one_line(error)}") from error
+
+
+def _tensors(folder: str | Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(Path(folder, ADAPTER_FILE))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(
+            f"adapter {str(folder)!r}: {ADAPTER_FILE} cannot be read ({_one_line(error)}); expected safetensors"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
