@@ -9,14 +9,17 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 from xml.etree import ElementTree
 
+from rlhf.metrics import percent
 from rlhf.report.page import visible
 
 LONGEST_LABEL = 60
 NOISY = 30
+MOST_POINTS = 300
 
 _SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", _SVG[1:-1])
@@ -152,9 +155,129 @@ def histogram(
             axes.stairs(shares, edges, color=colour, linewidth=1.6, linestyle=_DASHES[index], label=_label(label))
             axes.axvline(row.mean(), color=colour, linewidth=1.2, linestyle=":")
         axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+        axes.yaxis.set_major_formatter(lambda share, _: _per_cent(share))
         axes.set_ylim(bottom=0)
         return _finish(drawing, axes, title, legend=len(values) > 1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its interval, as a point and a bar."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def intervals(
+    title: str, groups: Mapping[str, Sequence[Estimate]], x_label: str, reference: float, compared: str = ""
+) -> str:
+    """Shares with their intervals, one below the other under headings.
+
+    Args:
+        title: Short, shown above the plot and given to screen readers.
+        groups: {heading: estimates}, top to bottom. Groups without any are left out.
+        reference: A share, drawn from top to bottom.
+        compared: Heading of what the others are compared with, drawn in grey.
+
+    Returns:
+        An `<svg>` element.
+    """
+    import matplotlib as mpl
+    from matplotlib.ticker import MaxNLocator
+
+    groups = {heading: rows for heading, rows in groups.items() if rows}
+    count = sum(1 + len(rows) for rows in groups.values())
+    with mpl.rc_context(_STYLE | {"axes.grid.axis": "x"}):
+        drawing, axes = _axes(title, x_label, "", height=1 + 0.23 * max(count, 3))
+        axes.set_title("", loc="left")  # labels take half the width: a title above the axes alone would be cut off
+        drawing.suptitle(_label(title), x=0.01, ha="left", fontsize=11.5, fontweight="bold")
+        names: list[tuple[str, str]] = []  # from top to bottom: what, font weight
+        for heading, estimates in groups.items():
+            names.append((heading, "bold"))
+            colour = _SERIES[0] if heading == compared else _SERIES[1]
+            for estimate in estimates:
+                row = len(names)
+                names.append((estimate.label, "normal"))
+                _bar(axes, (estimate.value, row), (estimate.low, estimate.high), colour, across=True)
+                axes.annotate(
+                    percent(estimate.value), (1, row), (6, 0), ("axes fraction", "data"), "offset points", va="center"
+                )
+        if groups:
+            axes.axvline(reference, color=_INK, linewidth=1, linestyle=(0, (2, 3)))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda share, _: _per_cent(share))
+        axes.set_yticks(range(count), [_label(name) for name, _ in names])
+        for label, (_, weight) in zip(axes.get_yticklabels(), names, strict=True):
+            label.set_fontweight(weight)
+        axes.set_ylim(count - 0.5, -0.7)
+        return _finish(drawing, axes, title, legend=False)
+
+
+def reliability(title: str, points: Sequence[tuple[float, Estimate]], x_label: str, y_label: str) -> str:
+    """How often something is right by how sure it was; on the diagonal the two agree.
+
+    Args:
+        title: Short, shown above the plot and given to screen readers.
+        points: [(confidence, share right), ...], both in [0, 1]; the labels are not drawn.
+
+    Returns:
+        An `<svg>` element.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE | {"axes.grid.axis": "both"}):
+        drawing, axes = _axes(title, x_label, y_label)
+        for x, estimate in points:
+            _bar(axes, (x, estimate.value), (estimate.low, estimate.high), _SERIES[1], across=False)
+        if points:
+            axes.plot([0.5, 1], [0.5, 1], color=_INK, linewidth=1, linestyle=(0, (2, 3)))
+            axes.plot([x for x, _ in points], [e.value for _, e in points], color=_SERIES[1], linewidth=1)
+        axes.set_xlim(0.48, 1.02)
+        axes.set_ylim(-0.03, 1.03)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda share, _: _per_cent(share))
+        return _finish(drawing, axes, title, legend=False)
+
+
+def scatter(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> str:
+    """One thing against another, of at most `MOST_POINTS` points a series, taken evenly from its order.
+
+    Args:
+        title: Short, shown above the plot and given to screen readers.
+        series: {label: [(x, y), ...]}, at most five.
+
+    Returns:
+        An `<svg>` element.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context(_STYLE):
+        drawing, axes = _axes(title, x_label, y_label)
+        for index, (label, points) in enumerate(series.items()):
+            shown = points[:: math.ceil(len(points) / MOST_POINTS) or 1]
+            axes.plot(
+                *zip(*shown, strict=True),
+                "o",
+                color=_series_colour(index, len(series)),
+                markersize=3.5,
+                markeredgewidth=0,
+                alpha=0.5,
+                label=_label(label),
+            )
+        return _finish(drawing, axes, title, legend=len(series) > 1)
+
+
+def _bar(axes: Any, point: tuple[float, float], ends: tuple[float, float], colour: str, across: bool) -> None:
+    """A point and its interval; `across` is along x."""
+    x, y = point
+    axes.plot(*((ends, (y, y)) if across else ((x, x), ends)), color=colour, linewidth=1.6, solid_capstyle="butt")
+    axes.plot([x], [y], "o", color=colour, markersize=5)
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.3g} %"
 
 
 def _running_mean(values: list[float], width: int) -> list[float]:
@@ -177,12 +300,12 @@ def _label(text: str) -> str:
     return line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…"
 
 
-def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+def _axes(title: str, x_label: str, y_label: str, height: float = 3.1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(5.4, 3.1), layout="constrained")
+    drawing = Figure(figsize=(5.4, height), layout="constrained")
     axes = drawing.add_subplot()
-    axes.set_title(_label(title), loc="left", fontsize=11.5, fontweight="bold", pad=22)
+    axes.set_title(_label(title), loc="left", fontsize=11.5, fontweight="bold", pad=22 if y_label else 8)
     axes.annotate(_label(y_label), (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9)
     axes.set_xlabel(_label(x_label), fontsize=9)
     return drawing, axes
@@ -192,7 +315,7 @@ def _finish(drawing: Any, axes: Any, title: str, legend: bool) -> str:
     if not axes.has_data():
         axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center")
     if legend:
-        drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+        drawing.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=3, markerscale=1.6)
     buffer = io.StringIO()
     drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = ElementTree.fromstring(buffer.getvalue())
