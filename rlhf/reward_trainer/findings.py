@@ -189,7 +189,7 @@ def examine(held_out: HeldOut, training: Training) -> Findings:
     difference, right = chosen - rejected, chosen > rejected
     lengths = [np.array(side, dtype=float) for side in (held_out.chosen_length, held_out.rejected_length)]
     position = np.array(held_out.position, dtype=float)
-    if np.unique(position[~np.isnan(position)]).size < 2:
+    if np.unique(position[~np.isnan(position)]).size < 2:  # how the data is written down
         position = np.full(position.size, np.nan)
     margin = np.array(held_out.margin, dtype=float)
     given = ~np.isnan(margin)

@@ -197,8 +197,7 @@ def calibration(difference: np.ndarray) -> Calibration:
 def orientation(ids: Sequence[str], position: np.ndarray) -> np.ndarray:
     """Which candidate counts as first, for measures that need two classes.
 
-    As laid out in the data. Where that is not known, or the chosen response always lies in one place, by the parity of
-    a hash of the pair's id: the same in every run.
+    As laid out in the data; where that is not known, by the parity of a hash of the pair's id, the same in every run.
 
     Args:
         position: (pairs,) 0 or 1, NaN where not known.
@@ -207,8 +206,7 @@ def orientation(ids: Sequence[str], position: np.ndarray) -> np.ndarray:
         (pairs,) whether the chosen response is the first.
     """
     hashed = np.array([xxhash.xxh3_64_intdigest(name.encode()) % 2 == 0 for name in ids], dtype=bool)
-    known = position[~np.isnan(position)]
-    return np.where(np.isnan(position), hashed, position == 0) if np.unique(known).size > 1 else hashed
+    return np.where(np.isnan(position), hashed, position == 0)
 
 
 def roc(difference: np.ndarray, chosen_first: np.ndarray) -> Roc | None:

@@ -258,6 +258,11 @@ def test_calibration_is_that_worked_out_by_hand():
     assert found.right == share(4, 6)  # the tie claims nothing
 
 
+def test_bins_of_confidence_are_five_points_wide():
+    found = calibration(np.array([0.19, 0.21, 0.39, 0.41]))  # sigmoid: 0.547, 0.552, 0.596, 0.601
+    assert [b.right.of for b in found.bins] == [1, 2, 1]
+
+
 def test_a_saturated_confidence_is_in_the_last_bin():
     found = calibration(np.array([800.0, -800.0]))
     assert [(b.confidence, b.right.of) for b in found.bins] == [(1.0, 2)]
@@ -332,6 +337,8 @@ def test_quarters_hold_every_pair_once_whatever_is_tied():
     groups = by_size(values, values > 25)
     assert sum(g.share.of for g in groups) == 100
     assert groups[0].label == "0"
+    few = np.array([0.0] * 90 + [1.0] * 5 + [2.0] * 5)
+    assert [(g.label, g.share.of) for g in by_size(few, few > 1)] == [("0", 90), ("1", 5), ("2", 5)]
     assert [g.share.of for g in by_size(np.arange(100.0), np.ones(100, dtype=bool))] == [25] * 4
 
 
@@ -370,10 +377,12 @@ def test_scores_and_lengths_are_correlated_over_responses_and_within_pairs():
 
 
 def test_sensitivity_is_of_the_responses_that_were_measured():
-    findings = examine(held_out(changed={"emptied": [None] * 98 + [-3.0, 1.0], "shuffled": [None] * 100}), training())
+    findings = examine(
+        held_out(changed={"emptied": [None] * 97 + [-3.0, 1.0, 0.0], "shuffled": [None] * 100}), training()
+    )
     assert set(findings.sensitivity) == {"emptied"}
-    assert findings.sensitivity["emptied"].mean_change == -1.0
-    assert findings.sensitivity["emptied"].falls == share(1, 2)
+    assert findings.sensitivity["emptied"].mean_change == pytest.approx(-2 / 3)
+    assert findings.sensitivity["emptied"].falls == share(1, 3)  # one that stays as it is does not fall
 
 
 def test_classification_metrics_are_finite_and_thin():

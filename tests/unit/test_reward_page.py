@@ -55,7 +55,9 @@ def test_the_verdict_comes_first_with_every_statement(tmp_path):
 
 
 def test_every_picture_is_drawn_from_what_was_found(tmp_path):
-    text = Parsed(page(tmp_path, held_out(margin=[0.5, 2.0] * 50), training(best_step=60))).text
+    changed = held_out().changed | {"shuffled": [None] + [-1.0] * 99}
+    pairs = held_out(margin=[0.5, 2.0] * 50, changed=changed)
+    text = Parsed(page(tmp_path, pairs, training(best_step=60))).text
     for title in (
         "Pairs ranked right",
         "Held-out pairs ranked right, by kind",
