@@ -154,7 +154,8 @@ def _share(hits: int, of: int) -> tuple[float, float, float] | tuple[None, None,
     rate = hits / of
     centre = (rate + z * z / (2 * of)) / (1 + z * z / of)
     half = z / (1 + z * z / of) * math.sqrt(rate * (1 - rate) / of + z * z / (4 * of * of))
-    return rate, max(0.0, centre - half), min(1.0, centre + half)
+    # Rounding must not put the rate of none, or of all, outside.
+    return rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
 
 
 def _count(number: int, what: str) -> str:

@@ -1,22 +1,15 @@
 import json
-import os
-from pathlib import Path
 
 import pytest
+from scipy.stats import binomtest
 
-from rlhf.metrics import accuracy, ignores_prompt, late_mean, percent, rouge, win_rate
-
-
-def real_data() -> Path:
-    if "RLHF_REAL_DATA" not in os.environ:
-        pytest.skip("RLHF_REAL_DATA is not set: the rows that the goldens were computed on are not part of the project")
-    return Path(os.environ["RLHF_REAL_DATA"]) / "vertex_text"
+from rlhf.metrics import accuracy, ignores_prompt, late_mean, percent, rouge, share, win_rate
 
 
 @pytest.mark.parametrize("stemming", [False, True])
 @pytest.mark.parametrize("model", ["tuned", "untuned"])
-def test_rouge_equals_the_goldens_of_real_predictions(model, stemming):
-    folder = real_data()
+def test_rouge_equals_the_goldens_of_real_predictions(real_data, model, stemming):
+    folder = real_data / "vertex_text"
 
     def column(file: str, name: str) -> list[str]:
         return [json.loads(line)[name] for line in (folder / file).read_text(encoding="utf-8").splitlines()]
@@ -54,6 +47,17 @@ def test_win_rate_has_the_wilson_interval():
     # Wilson 1927 by hand for 8 of 10: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n), z = 1.959964
     result = win_rate([0.0] * 10, [1.0] * 8 + [-1.0] * 2)
     assert (result.low, result.high) == (pytest.approx(0.490162, abs=1e-6), pytest.approx(0.943318, abs=1e-6))
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 10, 77, 1_000, 123_457])
+def test_every_share_has_the_wilson_interval_as_scipy_computes_it(of):
+    for hits in sorted({0, 1, of // 7, of // 2, of - 1, of}):
+        found, expected = share(hits, of), binomtest(hits, of).proportion_ci(method="wilson")
+        assert (found.low, found.high) == (
+            pytest.approx(expected.low, abs=1e-12),
+            pytest.approx(expected.high, abs=1e-12),
+        )
+        assert 0 <= found.low <= found.rate <= found.high <= 1
 
 
 def test_without_a_decided_pair_there_is_no_win_rate_and_the_words_say_so():
