@@ -38,6 +38,13 @@ class Job:
             if math.isfinite(value):
                 self._metrics.log_metric(name, float(value))
 
+    def log_classification(self, metrics: Any) -> None:
+        """Record the ROC curve and the confusion matrix that a stage wrote as JSON to a ClassificationMetrics' path."""
+        found = json.loads(Path(metrics.path).read_text(encoding="utf-8"))
+        if found["roc"]:
+            metrics.log_roc_curve(found["roc"]["fpr"], found["roc"]["tpr"], found["roc"]["threshold"])
+        metrics.log_confusion_matrix(["first preferred", "second preferred"], found["confusion"])
+
     def check(self, *artifacts: Any) -> None:
         """See that data folders are what they were when their stage described them.
 

@@ -13,6 +13,7 @@ def reward_trainer(
     scores: dsl.Output[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
     metrics: dsl.Output[dsl.Metrics],
+    calibration: dsl.Output[dsl.ClassificationMetrics],
     tensorboard: dsl.Output[dsl.Artifact],
     train_steps: int = 1000,
     learning_rate_multiplier: float = 1.0,
@@ -24,10 +25,13 @@ def reward_trainer(
     Args:
         preferences: Canonical preferences (`id, prompt, chosen, rejected, split`) from data_validation.
         policy: Model whose trunk is used, unless `options.base_model` names another.
-        reward_model: Hugging Face folder with `rlhf.json`; held-out chosen responses average 0.
+        reward_model: Hugging Face folder with `rlhf.json`, or a PEFT adapter naming its base; held-out chosen responses
+            average 0.
         scores: Parquet file with the scores of the held-out pairs, also with prompts exchanged between pairs.
-        report: Loss, accuracy and the distribution of scores.
-        metrics: Accuracy on held-out pairs, the same with prompts exchanged, and the shift.
+        report: What the reward model learned, what it looks at, and whether to believe it.
+        metrics: Accuracy on held-out pairs with its interval, beside what it is worth with prompts exchanged, on pairs
+            trained on, and for rules that need no model; calibration error, loss, and the shift.
+        calibration: ROC curve and confusion matrix of "the first candidate is preferred"; reliability bins in its file.
         tensorboard: Event files with `rank_loss`, `learning_rate` and accuracies.
         train_steps: Optimiser steps.
         learning_rate_multiplier: Multiplies the learning rate.
@@ -55,8 +59,10 @@ def reward_trainer(
                 policy=policy.path,
                 reward_model=reward_model.path,
                 scores=scores.path,
+                calibration=calibration.path,
                 report=report.path,
                 tensorboard=tensorboard.path,
             )
         )
+        job.log_classification(calibration)
         job.describe(reward_model)

@@ -4,6 +4,7 @@ Three kinds of model are told apart by their config: *causal* (Llama, Pythia, Qw
 (BERT, DeBERTa). Policies are causal or seq2seq; reward models may be of any kind.
 """
 
+import hashlib
 import os
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +26,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models.card import FILE_NAME, ModelCard
 from rlhf.models.references import resolve
@@ -110,6 +112,13 @@ class Source:
         return self.card is None or self.card.kind == "base" or self.adapter is not None
 
     @property
+    def fingerprint(self) -> str:
+        """What tells this model from another for a run that goes on from a checkpoint."""
+        if self.card is None or self.card.kind == "base":
+            return self.base
+        return hashlib.sha256(self.card.model_dump_json().encode()).hexdigest()[:16]
+
+    @property
     def tokenizer(self) -> str:
         return self.adapter or self.weights
 
@@ -140,6 +149,21 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         else:
             tokenizer.add_special_tokens({"pad_token": "<pad>"})
     return tokenizer
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase, template: Template, reference: str | Path) -> None:
+    """Refuse a model whose tokenizer knows nothing of the chat template that the data was prepared with.
+
+    Raises:
+        ModelError: The tokenizer's chat template is another, or it has none.
+    """
+    if template.chat_template and tokenizer.chat_template != template.chat_template:
+        found = "another one" if tokenizer.chat_template else "none"
+        raise ModelError(
+            f"model {str(reference)!r}: the data was prepared with a chat template (prompt template "
+            f"{template.digest}), and this model's tokenizer has {found}; run data_validation with this model, or "
+            "train the model that the data was prepared for"
+        )
 
 
 def load_generator(path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool = False) -> PreTrainedModel:

@@ -12,7 +12,15 @@ from rlhf.data.template import Template
 from rlhf.models import adapting
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
-from rlhf.models.loading import Kind, Source, kind_of, load_config, load_generator, load_tokenizer
+from rlhf.models.loading import (
+    Kind,
+    Source,
+    kind_of,
+    load_config,
+    load_generator,
+    load_tokenizer,
+    require_chat_template,
+)
 from rlhf.models.tuning import save_adapter
 from rlhf.training.config import TrainerConfig
 
@@ -69,6 +77,7 @@ class Policy:
         if source.card is not None:
             source.card.require_template(template, folder)
         tokenizer = load_tokenizer(source.tokenizer)
+        require_chat_template(tokenizer, template, folder)
         load_base = _base_loader(source, tokenizer)
         is_seq2seq = kind_of(load_config(source.weights)) is Kind.SEQ2SEQ
         task = TaskType.SEQ_2_SEQ_LM if is_seq2seq else TaskType.CAUSAL_LM

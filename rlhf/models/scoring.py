@@ -16,7 +16,15 @@ from rlhf.errors import ModelError
 from rlhf.models import adapting
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
-from rlhf.models.loading import Kind, Source, kind_of, load_classifier, load_tokenizer
+from rlhf.models.loading import (
+    Kind,
+    Source,
+    kind_of,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    require_chat_template,
+)
 from rlhf.models.tuning import save_adapter, score_heads
 from rlhf.training.config import TrainerConfig
 
@@ -76,6 +84,8 @@ class RewardModel:
         if source.card is not None:
             source.card.require_template(template, folder)
         tokenizer = load_tokenizer(source.tokenizer)
+        if kind_of(load_config(source.weights)) is Kind.CAUSAL:  # the others read prompts without control tokens
+            require_chat_template(tokenizer, template, folder)
         load_base = partial(load_classifier, source.weights, tokenizer)
         trainee = adapting.prepare(source, config, load_base, TaskType.SEQ_CLS, score_heads)
         for name, module in trainee.model.named_modules():
@@ -125,6 +135,10 @@ class RewardModel:
         """Tokens of a rendered prompt, special tokens included."""
         return len(self._encode_prompt(prompt))
 
+    def completion_length(self, completion: str) -> int:
+        """Tokens of a completion, without special ones."""
+        return len(encode_text(self.tokenizer, completion.strip(), add_special_tokens=False)["input_ids"])
+
     def _encode_prompt(self, prompt: str) -> list[int]:
         if self.template.chat_template and self.kind is Kind.CAUSAL:
             return encode_chat(self.tokenizer, prompt)
@@ -143,7 +157,6 @@ class RewardModel:
         )
         return batch
 
-    @torch.inference_mode()
     def score(
         self,
         prompts: Sequence[str],
@@ -151,12 +164,22 @@ class RewardModel:
         batch_size: int = 64,
         on_batch: Callable[[int], None] = lambda pairs: None,
     ) -> list[float]:
-        """Shifted scores of rendered prompts and completions, in their order; batched by length.
+        """Shifted scores of rendered prompts and completions, in their order.
 
         Args:
             on_batch: Called after each batch with the pairs scored so far.
         """
         rows = [self.encode(p, c) for p, c in zip(prompts, completions, strict=True)]
+        return self.score_encoded(rows, batch_size, on_batch)
+
+    @torch.inference_mode()
+    def score_encoded(
+        self,
+        rows: Sequence[dict[str, list[int]]],
+        batch_size: int = 64,
+        on_batch: Callable[[int], None] = lambda pairs: None,
+    ) -> list[float]:
+        """Shifted scores of what `encode` gave, in its order; batched by length."""
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]["input_ids"]), i))
         scores = [0.0] * len(rows)
         self.model.eval()

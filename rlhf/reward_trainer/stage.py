@@ -1,17 +1,20 @@
 """Fit a reward model on human preferences, and find out what it learned."""
 
+import json
+import math
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rlhf.data.store import read_dataset
-from rlhf.errors import DataError
-from rlhf.metrics import accuracy as pair_accuracy
-from rlhf.metrics import ignores_prompt
+from rlhf.errors import ConfigError, DataError
 from rlhf.models.card import ModelCard
-from rlhf.progress import Progress, say
+from rlhf.progress import say
 from rlhf.reward_trainer.config import RewardTrainerConfig
 
 STAGE = "reward_trainer"
+SEEN_PAIRS = 1000  # pairs trained on that are scored to see what was memorised
 
 
 def run(
@@ -21,227 +24,229 @@ def run(
     policy: str,
     reward_model: str,
     scores: str,
+    calibration: str,
     report: str,
     tensorboard: str,
 ) -> dict[str, float]:
     """Train a scalar reward model with the pairwise logistic loss of Stiennon et al. 2020, eq. 1.
 
+    Under torchrun every process trains and the first one alone measures and writes.
+
     Args:
-        preferences: Canonical preferences from data_validation; pairs of the split `eval` are held out.
+        preferences: Canonical preferences from data_validation; pairs of the split `eval` are held out, and neither
+            train nor choose the weights.
         policy: Model folder to start from, unless `config.base_model` names another.
         reward_model: Folder for the Model artifact. Scores are shifted so that held-out chosen responses average 0.
-        scores: Parquet file for the held-out pairs: `id, score_chosen, score_rejected, swapped_chosen,
-            swapped_rejected`; swapped means read with another pair's prompt.
+        scores: Parquet file for the held-out pairs: `id, score_chosen, score_rejected`, lengths, and `swapped_chosen,
+            swapped_rejected` (read with another pair's prompt) where there is more than one prompt.
+        calibration: JSON file: reliability bins, ECE, ROC curve and confusion matrix of "the first is preferred".
         report: File for the HTML report.
         tensorboard: Folder for event files.
 
     Returns:
-        pairs and held_out (counts), steps, score_shift, and on held-out pairs `accuracy`, its 95 % interval
-        (`accuracy_low`, `accuracy_high`) and `accuracy_prompt_swapped` (absent where they have one prompt only).
+        pairs, selection_pairs and held_out (counts), steps, best_step, skipped_steps, prompts_cut (share), score_shift,
+        and the measures of `findings.Findings.metrics`. Empty on all processes but the first.
 
     Raises:
-        DataError: The preferences cannot be read, or either split is empty.
+        ConfigError: Options do not fit each other or the model, or the checkpoint is another run's.
+        DataError: The preferences cannot be read, a pair is too long, or either split is empty.
         ModelError: The base model cannot be loaded, or was made with another template.
-        TrainingError: The loss is not finite.
+        Stopped: SIGTERM came before training was over.
+        TrainingError: Too many steps were not finite, or there is no room left to write.
     """
     rows, manifest, template = read_dataset(preferences, "preferences")
-    train, held_out = ([row for row in rows if row["split"] == split] for split in ("train", "eval"))
-    for split, pairs in (("train", train), ("eval", held_out)):
-        if not pairs:
+    for split in ("train", "eval"):
+        if not any(row["split"] == split for row in rows):
             raise DataError(
                 f"preferences: no pairs in the split {split!r} of {len(rows)}; give more pairs with other prompts"
             )
 
     from rlhf.models.loading import prepare_torch
     from rlhf.models.scoring import RewardModel
+    from rlhf.reward_trainer.findings import Training, examine
+    from rlhf.reward_trainer.page import write_report
+    from rlhf.reward_trainer.pairs import encode_pairs, score_held_out, write_scores
     from rlhf.tracking import Tracker
+    from rlhf.training import processes
+    from rlhf.training.checkpoints import Checkpoints, raise_if_full
+    from rlhf.training.held_out import hold_out
 
+    if config.batch_size % processes.count():
+        raise ConfigError(
+            f"batch_size: found {config.batch_size}, expected a multiple of the {processes.count()} processes"
+        )
     prepare_torch(config.seed)
-    model = RewardModel.load(config.base_model or policy, template)
-    if model.card is not None:
-        model.card.require_template(template, config.base_model or policy)
-    cut = _render(rows, template, model)
-    say(STAGE, f"{len(train)} pairs, {config.train_steps} steps of {config.batch_size}; {len(held_out)} pairs held out")
-    tracker = Tracker(tensorboard)
-    with Progress(STAGE, config.train_steps) as progress:
-        history = _train(model, train, config, progress, tracker)
+    start = config.base_model or policy
+    model, trainee = RewardModel.to_train(start, template, config)
+    pairs, cut = encode_pairs(rows, template, model)
+    train, held_out = (
+        [pair for pair, row in zip(pairs, rows, strict=True) if row["split"] == split] for split in ("train", "eval")
+    )
+    chooses = hold_out([pair.key for pair in train], config.selection_fraction, config.selection_pairs)
+    selection = [pair for pair, is_held_out in zip(train, chooses, strict=True) if is_held_out]
+    train = [pair for pair, is_held_out in zip(train, chooses, strict=True) if not is_held_out]
+    if processes.is_main():
+        say(
+            STAGE,
+            f"{len(train)} pairs, {config.train_steps} steps of {config.batch_size}; {len(selection)} pairs choose the "
+            f"weights, {len(held_out)} are held out; tuned: {trainee.in_words}",
+        )
+    tracker = Tracker(tensorboard if processes.is_main() else None)
+    checkpoints = None
+    if config.checkpoint_dir:
+        checkpoints = Checkpoints(config.checkpoint_dir, _identity(config, manifest.digest, template.digest, start))
+    with tempfile.TemporaryDirectory() as scratch:
+        state = _train(model, train, selection, config, scratch, tracker, checkpoints)
+    if not processes.is_main():
+        return {}
+    model.model = trainee.trained()
 
-    columns = _score_held_out(model, held_out, config)
-    right = pair_accuracy(columns["score_chosen"], columns["score_rejected"])
-    # With one prompt there is no other to exchange it for.
-    exchanged = len({pair["prompt"] for pair in held_out}) > 1
-    swapped = pair_accuracy(columns["swapped_chosen"], columns["swapped_rejected"]) if exchanged else None
-    tracker.scalars(config.train_steps, {"reward_model/eval_accuracy": right.rate})
-    if swapped is not None:
-        tracker.scalars(config.train_steps, {"reward_model/accuracy_prompt_swapped": swapped.rate})
-    tracker.close()
-    _write_scores(scores, held_out, columns)
+    found = score_held_out(model, held_out, config.eval_batch_size, config.seed, STAGE)
+    seen = train[:: max(1, len(train) // SEEN_PAIRS)][:SEEN_PAIRS]
+    training = Training(
+        history=state.history,
+        steps=state.step,
+        planned_steps=config.train_steps,
+        best_step=state.best_step or state.step,
+        passes=state.step * config.batch_size / len(train),
+        stopped_early=state.stopped_early,
+        skipped_steps=state.skipped_steps,
+        seen_chosen=model.score_encoded([pair.chosen for pair in seen], config.eval_batch_size),
+        seen_rejected=model.score_encoded([pair.rejected for pair in seen], config.eval_batch_size),
+    )
+    findings = examine(found, training)
     metrics = {
         "pairs": len(train),
+        "selection_pairs": len(selection),
         "held_out": len(held_out),
-        "steps": config.train_steps,
+        "steps": state.step,
+        "best_step": training.best_step,
+        "skipped_steps": state.skipped_steps,
         "prompts_cut": cut / len(rows),
-        "accuracy": right.rate,
-        "accuracy_low": right.low,
-        "accuracy_high": right.high,
         "score_shift": model.shift,
+        **findings.metrics(),
     }
-    if swapped is not None:
-        metrics["accuracy_prompt_swapped"] = swapped.rate
-    model.save(
-        reward_model,
-        ModelCard(
-            kind="reward_model",
-            base=config.base_model or (model.card.base if model.card else policy),
-            template_digest=template.digest,
-            data_digest=manifest.digest,
-            training=metrics,
-            score_shift=model.shift,
-        ),
+    tracker.scalars(
+        state.step, {f"reward_model/held_out_{name}": findings.metrics()[name] for name in ("accuracy", "loss")}
     )
-    _report(report, metrics, history, columns)
+    tracker.close()
+    try:
+        model.save(
+            reward_model,
+            ModelCard(
+                kind="reward_model",
+                base=trainee.base,
+                template_digest=template.digest,
+                data_digest=manifest.digest,
+                base_in_4_bits=trainee.keeps_adapter and config.tuning == "qlora",
+                training=metrics,
+                score_shift=model.shift,
+            ),
+        )
+        write_scores(scores, found)
+        _write_calibration(calibration, findings)
+        facts = {
+            "started from": start,
+            "tuned": trainee.in_words,
+            "saved as": "an adapter on its base" if trainee.keeps_adapter else "a whole model",
+            "peak learning rate": config.peak_learning_rate,
+            "pairs a step": config.batch_size,
+            "label smoothing": config.label_smoothing,
+            "prompts cut": cut,
+            "score shift": model.shift,
+        }
+        write_report(report, findings, found, training, facts)
+    except Exception as error:
+        raise_if_full(error, f"outputs of {STAGE} in {reward_model}")
+        raise
+    if checkpoints is not None:
+        checkpoints.remove()
     return metrics
 
 
-def _render(rows: list[dict], template: Any, model: Any) -> int:
-    """Put the text that the model reads in place of each bare prompt; returns how many were cut."""
-    total = 0
-    for row in rows:
-        row["prompt"], cut = template.fit(row["prompt"], model.count_tokens, row.get("messages"))
-        total += cut
-    return total
+def _identity(config: RewardTrainerConfig, data: str, template: str, start: str) -> dict[str, Any]:
+    from rlhf.models.loading import Source
+
+    options = config.model_dump(mode="json", exclude={"checkpoint_dir", "checkpoint_every", "base_model"})
+    return {
+        "stage": STAGE,
+        **options,
+        "data_digest": data,
+        "template_digest": template,
+        "starts_from": Source.of(start).fingerprint,
+    }
 
 
-def _train(model: Any, pairs: list[dict], config: RewardTrainerConfig, progress: Progress, tracker: Any) -> dict:
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import RewardConfig, RewardTrainer
+def _train(
+    model: Any,
+    train: Sequence[Any],
+    selection: Sequence[Any],
+    config: RewardTrainerConfig,
+    scratch: str,
+    tracker: Any,
+    checkpoints: Any,
+) -> Any:
+    from rlhf.reward_trainer.batches import training_order
+    from rlhf.reward_trainer.trainer import PairwiseTrainer
+    from rlhf.training.run import EVALUATIONS_PER_RUN, Evaluation, fit
 
-    from rlhf.models.hf_trainer import LogCallback, training_arguments
-
-    def encode(side: str) -> list[dict[str, list[int]]]:
-        return [model.encode(pair["prompt"], pair[side]) for pair in pairs]
-
-    def collate(examples: list[dict]) -> dict[str, Any]:
-        # TRL's own collator knows input ids only; an encoder also needs to be told prompt from response.
-        return model.collate([e["chosen"] for e in examples] + [e["rejected"] for e in examples])
-
-    chosen, rejected = encode("chosen"), encode("rejected")
-    data = Dataset.from_list(
-        [
-            # TRL takes a dataset with these two id columns as tokenised already, and leaves it alone.
-            {"chosen_ids": c["input_ids"], "rejected_ids": r["input_ids"], "chosen": c, "rejected": r}
-            for c, r in zip(chosen, rejected, strict=True)
-        ]
+    trainer = PairwiseTrainer(
+        model,
+        config,
+        [(pair.chosen, pair.rejected, config.margin_scale * (pair.margin or 0.0)) for pair in train],
+        training_order([pair.key for pair in train], config.batch_size, config.train_steps, config.seed),
+        scratch,
     )
-    log = LogCallback(
-        progress,
-        tracker,
-        {"loss": "rank_loss", "accuracy": "reward_model/accuracy", "learning_rate": "learning_rate"},
-    )
-    _initialise_head(model.model)
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer = RewardTrainer(
-            model=model.model,
-            args=training_arguments(
-                RewardConfig, config, config.train_steps, scratch, max_length=None, remove_unused_columns=False
-            ),
-            train_dataset=data,
-            processing_class=model.tokenizer,
-            data_collator=collate,
-            callbacks=[log],
+    evaluation = None
+    if selection:
+        evaluation = Evaluation(
+            measure=lambda: _measure(model, selection, config.eval_batch_size),
+            every=config.eval_every or max(1, config.train_steps // EVALUATIONS_PER_RUN),
+            key=lambda found: (found["reward_model/eval_accuracy"], -found["reward_model/eval_loss"]),
+            fell=lambda best, now: _fell(best, now, len(selection)),
+            patience=config.early_stopping_patience,
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return log.history
-
-
-def _initialise_head(classifier: Any) -> None:
-    """Draw the score head from N(0, 1 / (hidden + 1)), with bias 0 (Huang et al. 2024, detail 11)."""
-    from torch import nn
-
-    head = [module for module in classifier.modules() if isinstance(module, nn.Linear) and module.out_features == 1][-1]
-    nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
-    if head.bias is not None:
-        nn.init.zeros_(head.bias)
-
-
-def _score_held_out(model: Any, pairs: list[dict], config: RewardTrainerConfig) -> dict[str, list[float]]:
-    """Score the held-out pairs with their own prompts and with another pair's, and set the model's shift."""
-    prompts = [pair["prompt"] for pair in pairs]
-    distinct = list(dict.fromkeys(prompts))
-    neighbour = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
-    swapped = [neighbour[prompt] for prompt in prompts]
-    columns = {}
-    model.shift = 0.0  # that of a model trained further no longer holds
-    with Progress(STAGE, 4 * len(pairs), unit="held-out text") as progress:
-        for done, (name, texts, side) in enumerate(
-            (
-                ("score_chosen", prompts, "chosen"),
-                ("score_rejected", prompts, "rejected"),
-                ("swapped_chosen", swapped, "chosen"),
-                ("swapped_rejected", swapped, "rejected"),
-            )
-        ):
-            completions = [pair[side] for pair in pairs]
-            columns[name] = model.score(
-                texts, completions, config.eval_batch_size, lambda n, done=done: progress.update(done * len(pairs) + n)
-            )
-    model.shift = -sum(columns["score_chosen"]) / len(pairs)
-    return {name: [value + model.shift for value in values] for name, values in columns.items()}
-
-
-def _write_scores(path: str, pairs: list[dict], columns: dict[str, list[float]]) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({"id": [pair["id"] for pair in pairs], **columns}), path)
-
-
-def _report(path: str, metrics: dict[str, float], history: dict, columns: dict[str, list[float]]) -> None:
-    from rlhf.report import figures
-    from rlhf.report.page import Page, Section, figure, paragraph, table, write_page
-
-    accuracy = paragraph(
-        f"On {metrics['held_out']:,} held-out pairs the chosen response scores higher in {metrics['accuracy']:.1%} "
-        f"(95 % interval {metrics['accuracy_low']:.1%} to {metrics['accuracy_high']:.1%}). {_prompt_in_words(metrics)}"
+    state = fit(
+        trainer,
+        config,
+        stage=STAGE,
+        tags={"loss": "rank_loss", "accuracy": "reward_model/accuracy", "learning_rate": "learning_rate"},
+        tracker=tracker,
+        checkpoints=checkpoints,
+        evaluation=evaluation,
     )
-    loss = history["rank_loss"]
-    curves = figure(
-        figures.lines("Training loss", {"pairwise loss": loss}, "step", "nats a pair"),
-        alt=f"Pairwise loss from {loss[0][1]:.3f} to {loss[-1][1]:.3f}",
-        caption="Pairwise logistic loss; ln 2 = 0.693 is a coin toss.",
-    ) + figure(
-        figures.lines("Training accuracy", {"accuracy": history["reward_model/accuracy"]}, "step", "share"),
-        alt="Share of training pairs ranked right over training",
-        caption="Share of the training batch in which the chosen response scores higher.",
-    )
-    spread = figure(
-        figures.histogram(
-            "Scores of held-out pairs",
-            {"chosen": columns["score_chosen"], "rejected": columns["score_rejected"]},
-            "score",
-        ),
-        alt="Histogram of scores of chosen and rejected responses",
-        caption="Shifted so that chosen responses average 0.",
-    )
-    numbers = table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in metrics.items()])
-    sections = [
-        Section("What it learned", accuracy + spread, "accuracy"),
-        Section("Training", curves + numbers, "training"),
-    ]
-    write_page(path, Page("Reward trainer", "Pairwise reward model", sections))
+    model.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return state
 
 
-def _prompt_in_words(metrics: dict[str, float]) -> str:
-    if "accuracy_prompt_swapped" not in metrics:
-        return "They all have one prompt, so whether the reward model reads it is not known."
-    right, swapped = metrics["accuracy"], metrics["accuracy_prompt_swapped"]
-    found = (
-        f"With prompts exchanged between pairs it is {swapped:.1%}, a drop of {100 * (right - swapped):.1f} points. "
-    )
-    if ignores_prompt(right, swapped):
-        return found + (
-            "The reward model ignores the prompt: its scores say how a response looks, not whether it fits the prompt."
-        )
-    return found + "The reward model reads the prompt."
+def _measure(model: Any, pairs: Sequence[Any], batch_size: int) -> dict[str, float]:
+    """Loss and accuracy on pairs, of which every process scores its share."""
+    import numpy as np
+
+    from rlhf.reward_trainer.measures import pairwise_loss
+    from rlhf.training import processes
+
+    mine = pairs[processes.rank() :: processes.count()]
+    scored = model.score_encoded([pair.chosen for pair in mine] + [pair.rejected for pair in mine], batch_size)
+    gaps = [chosen - rejected for chosen, rejected in zip(scored[: len(mine)], scored[len(mine) :], strict=True)]
+    gaps = np.array(processes.interleave(processes.gather(gaps)))
+    return {
+        "reward_model/eval_loss": pairwise_loss(gaps),
+        "reward_model/eval_accuracy": float((gaps > 0).mean()),
+    }
+
+
+def _fell(best: dict[str, float], now: dict[str, float], pairs: int) -> bool:
+    """Whether accuracy lies more than its standard error under the best."""
+    highest = best["reward_model/eval_accuracy"]
+    return highest - now["reward_model/eval_accuracy"] > math.sqrt(highest * (1 - highest) / pairs)
+
+
+def _write_calibration(path: str, findings: Any) -> None:
+    found = {
+        **asdict(findings.calibration),
+        "roc": findings.roc and asdict(findings.roc),
+        "confusion": findings.confusion,
+    }
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(found, file, indent=1)

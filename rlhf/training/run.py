@@ -87,7 +87,7 @@ def training_arguments(
         activation_checkpointing=on_gpu,
         gradient_checkpointing=None,  # its deprecated name, which TRL sets
         use_cpu=not on_gpu,
-        ddp_backend=None if on_gpu else "gloo",
+        ddp_backend="gloo" if processes.count() > 1 and not on_gpu else None,
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=on_gpu,
         logging_steps=max(1, steps // LOGS_PER_RUN),

@@ -77,6 +77,7 @@ def train_reward_model(preferences: Path, policy: Path, out: Path, **options) ->
         policy=str(policy),
         reward_model=str(out / "reward_model"),
         scores=str(out / "scores.parquet"),
+        calibration=str(out / "calibration.json"),
         report=str(out / "reward.html"),
         tensorboard=str(out / "reward_logs"),
     )
