@@ -1,5 +1,6 @@
 """Tiny models for tests: random weights and tokenizers made on the spot, in ordinary Hugging Face folders."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,16 @@ TEXTS = [
     " my brother sold my guitar on monday should i sue",
     " my boss broke my bike do i forgive",
 ]
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of files as published by others."""
+    folder = os.environ.get("RLHF_REAL_DATA")
+    if not folder:
+        # Their licences are not this project's, so that who has them says where they lie.
+        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +50,36 @@ def bert_folder(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("bert")
     write_bert(folder, TEXTS, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pythia_folder(llama_folder, tmp_path_factory) -> Path:
+    """A causal model without a padding token: GPT-NeoX of 2 layers."""
+    from tests.models import write_pythia
+
+    folder = tmp_path_factory.mktemp("pythia")
+    write_pythia(folder, llama_folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(llama_folder, tmp_path_factory) -> Path:
+    """A causal model with grouped-query attention: Qwen2 of 2 layers."""
+    from tests.models import write_qwen
+
+    folder = tmp_path_factory.mktemp("qwen")
+    write_qwen(folder, llama_folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deberta_folder(bert_folder, tmp_path_factory) -> Path:
+    """An encoder whose checkpoint lacks the pooler: DeBERTa-v3 of 2 layers."""
+    from tests.models import write_deberta
+
+    folder = tmp_path_factory.mktemp("deberta")
+    write_deberta(folder, bert_folder)
     return folder
 
 

@@ -6,7 +6,6 @@ quality, so nothing here asks which way the verdict went.
 
 import html
 import json
-import os
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -21,11 +20,7 @@ from pipelines.placement.local import place
 from pipelines.rlhf import build
 from rlhf.data.store import read_dataset
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.environ.get("RLHF_REAL_DATA"), reason="RLHF_REAL_DATA is not set: no real data to read"),
-]
-REAL = Path(os.environ.get("RLHF_REAL_DATA", ""))
+pytestmark = pytest.mark.slow
 VERTEX = {
     "preference_dataset": "vertex_text/preference.jsonl",
     "prompt_dataset": "vertex_text/course_prompt.jsonl",
@@ -48,8 +43,18 @@ FEW_STEPS = {
 }
 
 
+@pytest.fixture
+def vertex(real_data) -> dict[str, str]:
+    return {parameter: str(real_data / file) for parameter, file in VERTEX.items()}
+
+
+@pytest.fixture
+def carperai(real_data) -> dict[str, str]:
+    return {parameter: str(real_data / file) for parameter, file in CARPERAI.items()}
+
+
 def rows_of(file: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (REAL / file).read_text(encoding="utf-8").split("\n") if line.strip()]
+    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def model(write: Callable, folder: Path, files: dict[str, str]) -> str:
@@ -62,8 +67,7 @@ def model(write: Callable, folder: Path, files: dict[str, str]) -> str:
 def run(files: dict[str, str], tmp_path: Path, **options: Any) -> dict[str, Any]:
     """The pipeline's outputs: artifacts by name."""
     pipeline = build(place)
-    uris = {name: str(REAL / file) for name, file in files.items()}
-    arguments, _ = params.check({**uris, **FEW_STEPS, **options}, pipeline)
+    arguments, _ = params.check({**files, **FEW_STEPS, **options}, pipeline)
     return local.run(pipeline, arguments, tmp_path / "run")
 
 
@@ -122,19 +126,20 @@ def check_run(outputs: dict[str, Any], evaluated: int) -> None:
         assert list(Path(outputs[name].path).glob("*.safetensors"))
 
 
-def check_vertex_rows(outputs: dict[str, Any], tmp_path: Path) -> None:
+def check_vertex_rows(outputs: dict[str, Any], tmp_path: Path, vertex: dict[str, str]) -> None:
     """All 600 rows of preferences are in one place or the other; the one with a blank candidate is in quarantine."""
     kept, quarantined = dataset(tmp_path, "preferences", "preferences"), dataset(tmp_path, "quarantine", "quarantine")
-    assert len(kept) + len(quarantined) == 600 == len(rows_of(VERTEX["preference_dataset"]))
+    assert len(kept) + len(quarantined) == 600 == len(rows_of(vertex["preference_dataset"]))
     assert [row["reason"] for row in quarantined] == ["blank_candidate"]
     blank = json.loads(quarantined[0]["row"])
     assert not (blank["candidate_0"].strip() and blank["candidate_1"].strip())
-    assert metrics(outputs, "reward_trainer")["pairs"] + metrics(outputs, "reward_trainer")["held_out"] == len(kept)
+    reward = metrics(outputs, "reward_trainer")
+    assert reward["pairs"] + reward["selection_pairs"] + reward["held_out"] == len(kept)
 
 
-def test_vertex_files_with_a_llama(tmp_path):
-    outputs = run(VERTEX, tmp_path, large_model_reference=model(write_llama, tmp_path / "llama", VERTEX))
-    check_vertex_rows(outputs, tmp_path)
+def test_vertex_files_with_a_llama(vertex, tmp_path):
+    outputs = run(vertex, tmp_path, large_model_reference=model(write_llama, tmp_path / "llama", vertex))
+    check_vertex_rows(outputs, tmp_path, vertex)
     check_run(outputs, evaluated=14)
     assert metrics(outputs, "evaluator")["rows_with_reference"] == 14
     found = metrics(outputs, "data_validation")
@@ -144,27 +149,29 @@ def test_vertex_files_with_a_llama(tmp_path):
     assert found["prompts_cut_share_evaluation"] == metrics(outputs, "bulk_inference_before")["prompts_cut"]
 
 
-def test_vertex_files_with_a_t5_policy_and_a_bert_reward_model(tmp_path):
-    policy, base_model = model(write_t5, tmp_path / "t5", VERTEX), model(write_bert, tmp_path / "bert", VERTEX)
+def test_vertex_files_with_a_t5_policy_and_a_bert_reward_model(vertex, tmp_path):
+    policy, base_model = model(write_t5, tmp_path / "t5", vertex), model(write_bert, tmp_path / "bert", vertex)
     reward = {**FEW_STEPS["reward"], "base_model": base_model}
-    outputs = run(VERTEX, tmp_path, large_model_reference=policy, reward=reward)
-    check_vertex_rows(outputs, tmp_path)
+    outputs = run(vertex, tmp_path, large_model_reference=policy, reward=reward)
+    check_vertex_rows(outputs, tmp_path, vertex)
     check_run(outputs, evaluated=14)
     assert json.loads((Path(outputs["reward_model"].path) / "config.json").read_text())["model_type"] == "bert"
     found = metrics(outputs, "data_validation")
     assert found["prompts_cut_share_prompts"] == metrics(outputs, "ppo_trainer")["prompts_cut"]
 
 
-def test_carperai_files_with_demonstrations(tmp_path):
-    outputs = run(CARPERAI, tmp_path, large_model_reference=model(write_llama, tmp_path / "llama", CARPERAI))
-    check_run(outputs, evaluated=len(rows_of(CARPERAI["eval_dataset"])))
+def test_carperai_files_with_demonstrations(carperai, tmp_path):
+    outputs = run(carperai, tmp_path, large_model_reference=model(write_llama, tmp_path / "llama", carperai))
+    check_run(outputs, evaluated=len(rows_of(carperai["eval_dataset"])))
     found = metrics(outputs, "data_validation")
-    assert found["rows_demonstrations"] == len(rows_of(CARPERAI["demonstration_dataset"]))
-    assert found["rows_preferences"] + found["quarantined"] == len(rows_of(CARPERAI["preference_dataset"]))
+    assert found["rows_demonstrations"] == len(rows_of(carperai["demonstration_dataset"]))
+    assert found["rows_preferences"] + found["quarantined"] == len(rows_of(carperai["preference_dataset"]))
 
 
-def test_an_old_parameter_dictionary_without_eval_dataset_is_evaluated_on_prompts_held_out_without_references(tmp_path):
-    files = {"preference_dataset": VERTEX["preference_dataset"], "prompt_dataset": VERTEX["preference_dataset"]}
+def test_an_old_parameter_dictionary_without_eval_dataset_is_evaluated_on_prompts_held_out_without_references(
+    vertex, tmp_path
+):
+    files = {"preference_dataset": vertex["preference_dataset"], "prompt_dataset": vertex["preference_dataset"]}
     outputs = run(
         files,
         tmp_path,

@@ -2,7 +2,6 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,12 +224,9 @@ def test_bytes_read_reach_the_size(tmp_path):
     assert source.bytes_read == source.size == len(LINES) + len(parquet())
 
 
-def test_a_web_page_saved_under_a_data_name_is_recognised():
-    real = os.environ.get("RLHF_REAL_DATA")
-    if not real:
-        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
+def test_a_web_page_saved_under_a_data_name_is_recognised(real_data):
     with pytest.raises(DataError, match="web page"):
-        read(f"{real}/hostile/html_named.jsonl")
+        read(real_data / "hostile/html_named.jsonl")
 
 
 def test_no_password_and_no_signature_of_a_uri_is_shown(monkeypatch):

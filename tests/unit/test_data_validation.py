@@ -1,7 +1,6 @@
 """The stage as a whole: datasets written, rows put aside, prompts held out, parameters checked."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -302,14 +301,6 @@ def test_a_failed_run_from_the_shell_says_one_line_and_exits_with_1(options, tmp
     assert done.returncode == 1
     assert "[data_validation] error: eval_dataset: /no/file.jsonl: no such file" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
-
-
-@pytest.fixture
-def real_data() -> str:
-    folder = os.environ.get("RLHF_REAL_DATA")
-    if not folder:
-        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
-    return folder
 
 
 def test_real_vertex_files(real_data, options, tmp_path):

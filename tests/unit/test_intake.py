@@ -397,14 +397,6 @@ REAL = [
 ]
 
 
-@pytest.fixture
-def real_data() -> str:
-    folder = os.environ.get("RLHF_REAL_DATA")
-    if not folder:
-        pytest.skip("RLHF_REAL_DATA is not set: no folder of real data to read")
-    return folder
-
-
 @pytest.mark.parametrize(("file", "kind", "shape", "rows", "quarantined"), REAL)
 def test_real_files_are_recognised_and_converted(real_data, file, kind, shape, rows, quarantined):
     result = read_source(f"{real_data}/{file}", kind)
