@@ -11,6 +11,7 @@ import re
 import socket
 import threading
 import urllib.request
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import partial
 from http import HTTPStatus
@@ -65,7 +66,7 @@ class Door:
             target.shutdown(socket.SHUT_WR)
 
 
-class Store:
+class Store(ABC):
     """Files under the URIs of one protocol."""
 
     prefix: str
@@ -86,11 +87,11 @@ class Store:
     def uri(self, name: str, bucket: str = "bucket") -> str:
         return f"{self.prefix}{bucket}/{name}"
 
-    def put(self, name: str, content: bytes, bucket: str = "bucket") -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def put(self, name: str, content: bytes, bucket: str = "bucket") -> None: ...
 
-    def delete(self, name: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def delete(self, name: str) -> None: ...
 
 
 class S3Store(Store):
