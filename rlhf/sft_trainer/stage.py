@@ -2,18 +2,21 @@
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.chat import without_marks
 from rlhf.data.store import read_dataset
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError
 from rlhf.metrics import late_mean
 from rlhf.models.card import ModelCard
-from rlhf.progress import Progress, say
+from rlhf.progress import say
 from rlhf.sft_trainer.config import SFTTrainerConfig
 
 STAGE = "sft_trainer"
-IGNORED = -100  # label of tokens outside the loss, as Hugging Face models take it
+_SAID = "said"  # in the Trainer's own log, which its checkpoints hold
+_TAGS = {"loss": "sft/loss", "learning_rate": "learning_rate"}
 
 
 def run(
@@ -21,7 +24,9 @@ def run(
 ) -> dict[str, float]:
     """Train `base_model` on the demonstrations with cross-entropy and write the policy.
 
-    Without demonstrations the policy is the base model itself: the folder then only refers to it.
+    A share of the demonstrations is held out, by prompt, to measure the policy on while it is trained. Without
+    demonstrations the policy is the base model itself: the folder then only refers to it. Under torchrun every
+    process trains and the first one alone writes.
 
     Args:
         demonstrations: Canonical demonstrations from data_validation.
@@ -31,150 +36,225 @@ def run(
         tensorboard: Folder for event files.
 
     Returns:
-        demonstrations, steps, prompts_cut and completions_cut (shares), and the loss averaged over the last logs.
+        demonstrations (trained on), held_out, steps, kept_step, skipped_steps, prompts_cut and completions_cut
+        (shares), and the loss averaged over the last logs. With demonstrations held out also eval_loss, rouge_1,
+        rouge_2, rouge_l, rouge_lsum and ended, each of the weights kept.
 
     Raises:
-        DataError: The demonstrations cannot be read.
-        ModelError: The base model cannot be loaded, or cannot generate.
-        TrainingError: The loss is not finite.
+        ConfigError: The options do not fit the model, each other, or the checkpoint found.
+        DataError: The demonstrations cannot be read, do not fit the model, or show it no end.
+        ModelError: The base model cannot be loaded, cannot generate, or was made with another template.
+        Stopped: SIGTERM came.
+        TrainingError: Too many steps were not finite, or there is no room for checkpoints or model.
     """
     rows, manifest, template = read_dataset(demonstrations, "demonstrations")
     if not rows:
-        say(STAGE, "no demonstrations: the policy starts as the base model")
-        Path(policy).mkdir(parents=True, exist_ok=True)
-        ModelCard(kind="base", base=base_model).save(policy)
-        _report_pass_through(report, base_model)
-        from rlhf.tracking import Tracker
-
-        Tracker(tensorboard).close()
-        return {"demonstrations": 0, "steps": 0}
+        return _pass_through(base_model, policy, report, tensorboard)
 
     from rlhf.models.loading import prepare_torch
     from rlhf.models.policy import Policy
+    from rlhf.report.page import write_page
+    from rlhf.sft_trainer.demonstrations import split, tokenise
+    from rlhf.sft_trainer.packing import require_packable
+    from rlhf.sft_trainer.page import Training, training_page
     from rlhf.tracking import Tracker
+    from rlhf.training import processes
+    from rlhf.training.checkpoints import Checkpoints, raise_if_full
 
+    _require_even_shares(config, processes.count())
     prepare_torch(config.seed)
-    model = Policy.load(base_model, template)
-    examples, prompts_cut, completions_cut = _tokenise(rows, template, model, config)
-    steps = config.train_steps or math.ceil(len(examples) * config.epochs / config.batch_size)
-    say(STAGE, f"{len(examples)} demonstrations, {steps} steps of {config.batch_size}")
-    tracker = Tracker(tensorboard)
-    with Progress(STAGE, steps) as progress:
-        history = _train(model, examples, config, steps, progress, tracker)
+    model, trainee = Policy.to_train(base_model, template, config)
+    if config.packing:
+        require_packable(model)
+    everything = tokenise(rows, template, model)
+    training, held_out = split(everything, config.eval_fraction, config.eval_rows)
+    steps = config.train_steps or math.ceil(len(training) * config.epochs / config.batch_size)
+    if processes.is_main():
+        say(
+            STAGE,
+            f"{len(training):,} demonstrations, {steps:,} steps of {config.batch_size}; {len(held_out):,} held out; "
+            f"tuned: {trainee.in_words}",
+        )
+    tracker = Tracker(tensorboard if processes.is_main() else None)
+    checkpoints = None
+    if config.checkpoint_dir:
+        identity = _identity(config, manifest.digest, template.digest, base_model)
+        checkpoints = Checkpoints(config.checkpoint_dir, identity)
+    state, said = _train(model, training, held_out, config, steps, tracker, checkpoints)
     tracker.close()
-
-    metrics = {
-        "demonstrations": len(examples),
-        "steps": steps,
-        "prompts_cut": prompts_cut / len(examples),
-        "completions_cut": completions_cut / len(examples),
-        "loss": late_mean(history["sft/loss"]),
-    }
-    model.save(
-        policy,
-        ModelCard(
-            kind="policy",
-            base=base_model,
-            template_digest=template.digest,
-            data_digest=manifest.digest,
-            training=metrics,
-        ),
+    if not processes.is_main():
+        return {}
+    metrics = _metrics(everything, training, held_out, config, steps, state)
+    model.model = trainee.trained()
+    card = ModelCard(
+        kind="policy",
+        base=trainee.base,
+        template_digest=template.digest,
+        data_digest=manifest.digest,
+        base_in_4_bits=trainee.keeps_adapter and config.tuning == "qlora",
+        training=metrics,
     )
-    _report(report, metrics, history["sft/loss"])
+    page = training_page(
+        Training(
+            base_model=base_model,
+            tuning=trainee.in_words,
+            why_none=_why_none_held_out(everything, config),
+            target_length=template.target_sequence_length,
+            metrics=metrics,
+            history=state.history,
+            said=said,
+        )
+    )
+    try:
+        model.save(policy, card)
+        write_page(report, page)
+    except Exception as error:
+        raise_if_full(error, f"outputs of {STAGE} in {policy}")
+        raise
+    if checkpoints is not None:
+        checkpoints.remove()
     return metrics
 
 
-def _tokenise(rows: list[dict], template: Any, policy: Any, config: SFTTrainerConfig) -> tuple[list[dict], int, int]:
-    """Token ids and labels: one sequence for a causal model, input and target for an encoder-decoder."""
-    from rlhf.models.loading import Kind
+def _identity(config: SFTTrainerConfig, data: str, template: str, base_model: str) -> dict[str, Any]:
+    from rlhf.models.loading import Source
 
-    examples, prompts_cut, completions_cut = [], 0, 0
-    for row in rows:
-        prompt, cut = template.fit(row["prompt"], policy.count_tokens, row.get("messages"))
-        prompts_cut += cut
-        head = policy.encode_prompt(prompt)
-        text = template.completion(prompt, row["completion"])
-        target = policy.encode_completion(text, template.target_sequence_length)
-        completions_cut += target[-1] != policy.eos
-        if policy.kind is Kind.SEQ2SEQ:
-            examples.append({"input_ids": head, "labels": target})
-        else:
-            shown = head if config.loss_on == "prompt_and_completion" else [IGNORED] * len(head)
-            examples.append({"input_ids": head + target, "labels": shown + target})
-    if not any(label != IGNORED for example in examples for label in example["labels"]):
-        raise DataError("demonstrations: no token is left to learn from; raise target_sequence_length")
-    return examples, prompts_cut, completions_cut
+    return {
+        "stage": STAGE,
+        **config.model_dump(mode="json", exclude={"checkpoint_dir", "checkpoint_every"}),
+        "data_digest": data,
+        "template_digest": template,
+        "starts_from": Source.of(base_model).fingerprint,
+    }
+
+
+def _metrics(
+    everything: Sequence[Any],
+    training: Sequence[Any],
+    held_out: Sequence[Any],
+    config: SFTTrainerConfig,
+    steps: int,
+    state: Any,
+) -> dict[str, float]:
+    from rlhf.sft_trainer.held_out import MEASURES
+
+    kept_step = state.best_step if held_out and config.keep == "best" else steps
+    metrics = {
+        "demonstrations": len(training),
+        "held_out": len(held_out),
+        "steps": steps,
+        "kept_step": kept_step,
+        "skipped_steps": state.skipped_steps,
+        "prompts_cut": sum(each.prompt_cut for each in everything) / len(everything),
+        "completions_cut": sum(each.completion_cut for each in everything) / len(everything),
+        "loss": late_mean(state.history["sft/loss"]),
+    }
+    if held_out:
+        metrics |= {tag.removeprefix("sft/"): dict(state.history[tag])[kept_step] for tag in MEASURES}
+    return metrics
+
+
+def _require_even_shares(config: SFTTrainerConfig, processes: int) -> None:
+    share, rest = divmod(config.batch_size, processes)
+    if rest:
+        raise ConfigError(
+            f"batch_size: found {config.batch_size}, which cannot be shared evenly by {processes} processes; expected "
+            f"a multiple of {processes}"
+        )
+    if share % (config.microbatch_size or share):
+        raise ConfigError(
+            f"microbatch_size: found {config.microbatch_size}, expected a divisor of the {share} demonstrations that "
+            "each process gets of a batch"
+        )
 
 
 def _train(
-    policy: Any, examples: list[dict], config: SFTTrainerConfig, steps: int, progress: Progress, tracker: Any
-) -> dict[str, list[tuple[int, float]]]:
-    from datasets import Dataset
+    policy: Any,
+    training: Sequence[Any],
+    held_out: Sequence[Any],
+    config: SFTTrainerConfig,
+    steps: int,
+    tracker: Any,
+    checkpoints: Any,
+) -> tuple[Any, list[Any]]:
+    """Train in place.
 
-    from rlhf.models.hf_trainer import LogCallback, training_arguments
+    Returns:
+        The run's state, with held-out measures from step 0 on, and what the policy said on the way.
+    """
     from rlhf.models.loading import Kind
+    from rlhf.sft_trainer.held_out import LOSS, HeldOut
+    from rlhf.sft_trainer.trainers import make_trainer
+    from rlhf.training.run import EVALUATIONS_PER_RUN, Evaluation, fit
 
-    log = LogCallback(progress, tracker, {"loss": "sft/loss", "learning_rate": "learning_rate"})
-    data = Dataset.from_list(examples)
-    with tempfile.TemporaryDirectory() as scratch:
-        if policy.kind is Kind.SEQ2SEQ:
-            from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
+    learn_prompt = config.loss_on == "prompt_and_completion"
+    examples = [each.example(policy.kind is Kind.SEQ2SEQ, learn_prompt) for each in training]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(policy, examples, config, steps, folder)
+        rows = trainer.args.per_device_train_batch_size
+        watched = HeldOut(policy, held_out, learn_prompt, config.eval_samples, rows)
 
-            trainer = Seq2SeqTrainer(
-                model=policy.model,
-                args=training_arguments(Seq2SeqTrainingArguments, config, steps, scratch),
-                train_dataset=data,
-                data_collator=DataCollatorForSeq2Seq(policy.tokenizer, policy.model),
-                callbacks=[log],
-            )
-        else:
-            from trl import SFTConfig, SFTTrainer
+        def measure() -> dict[str, float]:
+            measures, said = watched.measure()
+            trainer.state.log_history.append({"step": trainer.state.global_step, _SAID: said})
+            return measures
 
-            trainer = SFTTrainer(
-                model=policy.model,
-                args=training_arguments(
-                    SFTConfig, config, steps, scratch, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
-                ),
-                train_dataset=data,
-                processing_class=policy.tokenizer,
-                callbacks=[log],
-            )
-        _silence(trainer)
-        trainer.train()
-    return log.history
-
-
-def _silence(trainer: Any) -> None:
-    """The stage shows its own progress; the Trainer's printed dicts are left out."""
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-def _report(path: str, metrics: dict[str, float], loss: list[tuple[int, float]]) -> None:
-    from rlhf.report import figures
-    from rlhf.report.page import Page, Section, figure, paragraph, table, write_page
-
-    body = paragraph(
-        f"The policy was trained on {metrics['demonstrations']:,} demonstrations for {metrics['steps']:,} steps; "
-        f"the loss ended at {metrics['loss']:.3f} nats a token. {metrics['prompts_cut']:.1%} of prompts and "
-        f"{metrics['completions_cut']:.1%} of completions were longer than the configured lengths and were cut."
-    )
-    curve = figure(
-        figures.lines("Training loss", {"loss": loss}, "step", "nats a token"),
-        alt=f"Training loss from {loss[0][1]:.3f} to {loss[-1][1]:.3f}",
-        caption="Cross-entropy of the demonstrations' tokens.",
-    )
-    numbers = table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in metrics.items()])
-    write_page(
-        path, Page("SFT trainer", "Supervised fine-tuning", [Section("Training", body + curve + numbers, "training")])
-    )
+        before: dict[str, float] = {}
+        by_step, evaluation = {}, None
+        if held_out:
+            before, by_step[0] = watched.measure()
+            tracker.scalars(0, before)
+            every = config.eval_every or max(1, steps // EVALUATIONS_PER_RUN)
+            key = (lambda measures: -measures[LOSS]) if config.keep == "best" else None
+            evaluation = Evaluation(measure, every, key)
+        state = fit(
+            trainer,
+            config,
+            stage=STAGE,
+            tags=_TAGS,
+            tracker=tracker,
+            checkpoints=checkpoints,
+            evaluation=evaluation,
+        )
+        policy.model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    for tag, value in before.items():
+        state.history[tag].insert(0, (0, value))
+    by_step |= {entry["step"]: entry[_SAID] for entry in trainer.state.log_history if _SAID in entry}
+    return state, _said(watched.shown, by_step, state.best_step)
 
 
-def _report_pass_through(path: str, base_model: str) -> None:
-    from rlhf.report.page import Page, Section, paragraph, write_page
+def _said(shown: Sequence[Any], by_step: dict[int, list], kept_step: int) -> list[Any]:
+    """What the policy answered to the prompts shown: before training, half-way, with the weights kept, at the end."""
+    from rlhf.sft_trainer.page import Said
 
-    body = paragraph(
-        f"No demonstrations were given, so nothing was trained: the policy is the base model {base_model}."
-    )
-    write_page(path, Page("SFT trainer", "Supervised fine-tuning", [Section("Skipped", body, "skipped")]))
+    if not by_step:
+        return []
+    last = max(by_step)
+    middle = min(by_step, key=lambda step: (abs(step - last / 2), step))
+    steps = sorted({0, middle, kept_step or last, last})
+    return [
+        Said(each.id, without_marks(each.text), each.answer, {step: tuple(by_step[step][row]) for step in steps})
+        for row, each in enumerate(shown)
+    ]
+
+
+def _why_none_held_out(demonstrations: Sequence[Any], config: SFTTrainerConfig) -> str:
+    from rlhf.training.held_out import FEWEST_PROMPTS
+
+    prompts = len({each.key for each in demonstrations})
+    if config.eval_fraction and prompts < FEWEST_PROMPTS:
+        return f"there are {prompts:,} different prompts, and fewer than {FEWEST_PROMPTS} would say nothing"
+    return f"eval_fraction is {config.eval_fraction:g} of {len(demonstrations):,} demonstrations"
+
+
+def _pass_through(base_model: str, policy: str, report: str, tensorboard: str) -> dict[str, float]:
+    from rlhf.report.page import write_page
+    from rlhf.sft_trainer.page import skipped_page
+    from rlhf.tracking import Tracker
+
+    say(STAGE, "no demonstrations: the policy starts as the base model")
+    Path(policy).mkdir(parents=True, exist_ok=True)
+    ModelCard(kind="base", base=base_model).save(policy)
+    write_page(report, skipped_page(base_model))
+    Tracker(tensorboard).close()
+    return {"demonstrations": 0, "steps": 0}

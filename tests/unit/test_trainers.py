@@ -1,4 +1,4 @@
-"""The stages that train on TRL, and bulk inference, on tiny models."""
+"""The reward trainer and bulk inference, on tiny models."""
 
 import json
 import random
@@ -16,8 +16,6 @@ from rlhf.errors import DataError, ModelError, TrainingError
 from rlhf.models.card import ModelCard
 from rlhf.reward_trainer import RewardTrainerConfig
 from rlhf.reward_trainer import stage as reward_trainer
-from rlhf.sft_trainer import SFTTrainerConfig
-from rlhf.sft_trainer import stage as sft_trainer
 from rlhf.tracking import read_scalars
 
 TEMPLATE = Template(suffix="TL;DR:", prompt_sequence_length=64, target_sequence_length=16)
@@ -29,13 +27,6 @@ def posts(count: int) -> list[tuple[str, str, str]]:
     draw = random.Random(0)
     chosen = [draw.sample(THINGS, 2) for _ in range(count)]
     return [(f"Number {i}. They broke my {right}.\nTL;DR:", right, wrong) for i, (right, wrong) in enumerate(chosen)]
-
-
-@pytest.fixture
-def demonstrations(tmp_path) -> Path:
-    rows = [{"id": str(i), "prompt": post, "completion": f"my {thing}"} for i, (post, thing, _) in enumerate(posts(64))]
-    write_dataset(tmp_path / "demonstrations", "demonstrations", rows, TEMPLATE)
-    return tmp_path / "demonstrations"
 
 
 @pytest.fixture
@@ -57,18 +48,6 @@ def prompts(tmp_path) -> Path:
     return tmp_path / "prompts"
 
 
-def train_policy(demonstrations: Path, base: Path, out: Path, **options) -> dict[str, float]:
-    config = SFTTrainerConfig(**{"train_steps": 30, "batch_size": 16, "learning_rate": 3e-3, **options})
-    return sft_trainer.run(
-        config,
-        demonstrations=str(demonstrations),
-        base_model=str(base),
-        policy=str(out / "policy"),
-        report=str(out / "sft.html"),
-        tensorboard=str(out / "sft_logs"),
-    )
-
-
 def train_reward_model(preferences: Path, policy: Path, out: Path, **options) -> dict[str, float]:
     config = RewardTrainerConfig(**{"train_steps": 40, "batch_size": 16, "learning_rate": 1e-3, **options})
     return reward_trainer.run(
@@ -86,55 +65,6 @@ def train_reward_model(preferences: Path, policy: Path, out: Path, **options) ->
 def answer(prompts: Path, model: Path, out: Path, **options) -> list[dict]:
     bulk_inference.run(BulkInferenceConfig(**options), prompts=str(prompts), model=str(model), predictions=str(out))
     return [json.loads(line) for line in out.read_text().splitlines()]
-
-
-def test_sft_learns_the_demonstrations_and_to_stop(demonstrations, prompts, policy_folder, tmp_path):
-    metrics = train_policy(demonstrations, policy_folder, tmp_path, train_steps=80)
-    losses = [value for _, value in read_scalars(tmp_path / "sft_logs")["sft/loss"]]
-    assert losses[-1] < 0.5 * losses[0]
-    assert metrics["loss"] == pytest.approx(losses[-1], rel=0.5)
-    answers = answer(prompts, tmp_path / "policy", tmp_path / "answers.jsonl", temperature=0)
-    assert {row["prediction"] for row in answers} <= {f"my {thing}" for thing in THINGS}
-    assert all(row["finish_reason"] == "stop" for row in answers)
-
-
-def test_only_the_completion_is_in_the_loss_unless_asked(demonstrations, llama_folder):
-    from rlhf.data.store import read_dataset
-    from rlhf.models.policy import Policy
-
-    rows, _, template = read_dataset(demonstrations, "demonstrations")
-    policy = Policy.load(llama_folder)
-    example = sft_trainer._tokenise(rows[:1], template, policy, SFTTrainerConfig())[0][0]
-    learned = [token for token in example["labels"] if token != -100]
-    assert policy.decode(learned) == rows[0]["completion"]
-    assert learned[-1] == policy.eos
-    assert example["input_ids"][-len(learned) :] == learned
-    config = SFTTrainerConfig(loss_on="prompt_and_completion")
-    both = sft_trainer._tokenise(rows[:1], template, policy, config)[0][0]
-    assert both["labels"] == both["input_ids"] == example["input_ids"]
-
-
-def test_a_completion_over_the_limit_is_cut_counted_and_not_taught_to_stop_there(demonstrations, llama_folder):
-    from rlhf.data.store import read_dataset
-    from rlhf.models.policy import Policy
-
-    rows, _, template = read_dataset(demonstrations, "demonstrations")
-    policy = Policy.load(llama_folder)
-    rows = [{**rows[0], "completion": "guitar " * 40}, rows[1]]
-    examples, _, completions_cut = sft_trainer._tokenise(rows, template, policy, SFTTrainerConfig())
-    assert completions_cut == 1
-    assert sum(label != -100 for label in examples[0]["labels"]) == template.target_sequence_length
-    assert policy.eos not in examples[0]["input_ids"]
-
-
-def test_without_demonstrations_the_policy_is_the_base_model(prompts, policy_folder, tmp_path):
-    write_dataset(tmp_path / "none", "demonstrations", [], TEMPLATE)
-    assert train_policy(tmp_path / "none", policy_folder, tmp_path) == {"demonstrations": 0, "steps": 0}
-    assert not list((tmp_path / "policy").glob("*.safetensors")), "weights are not copied"
-    passed_on = answer(prompts, tmp_path / "policy", tmp_path / "a.jsonl", temperature=0)
-    direct = answer(prompts, policy_folder, tmp_path / "b.jsonl", temperature=0)
-    assert [row["prediction"] for row in passed_on] == [row["prediction"] for row in direct]
-    assert str(policy_folder) in (tmp_path / "sft.html").read_text()
 
 
 @pytest.mark.parametrize("base", ["llama", "bert", "t5"])
