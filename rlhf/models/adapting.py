@@ -1,18 +1,37 @@
 """Models made ready to be trained as their options say, and made again from what was saved."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft import PeftModel, TaskType
 from transformers import PreTrainedModel
 
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models import tuning
 from rlhf.models.loading import Source
 from rlhf.training.config import TrainerConfig
 
+if TYPE_CHECKING:  # see rlhf.models.tuning
+    from peft import PeftModel
+
 LoadBase = Callable[[bool], tuple[PreTrainedModel, list[str]]]
 """Takes whether to hold the base model in 4 bits; returns it, and the names of modules that its checkpoint lacks."""
+
+
+def is_adapted(model: PreTrainedModel | PeftModel) -> bool:
+    return hasattr(model, "peft_config")
+
+
+def save(model: PreTrainedModel | PeftModel, folder: str | Path, base: str) -> None:
+    """Write a whole model, or an adapter that names `base`."""
+    if is_adapted(model):
+        from rlhf.models.tuning import save_adapter
+
+        save_adapter(model, folder, base)
+    else:
+        model.save_pretrained(folder)
 
 
 def load(source: Source, load_base: LoadBase, merged: bool = False) -> PreTrainedModel | PeftModel:
@@ -24,12 +43,16 @@ def load(source: Source, load_base: LoadBase, merged: bool = False) -> PreTraine
     base, _ = load_base(source.in_4_bits)
     if source.adapter is None:
         return base
+    from rlhf.models import tuning
+
     model = tuning.load_adapter(base, source.adapter)
     return merge(model, load_base) if merged else model
 
 
 def merge(model: PeftModel, load_base: LoadBase) -> PreTrainedModel:
     """One set of weights from an adapter and its base."""
+    from rlhf.models import tuning
+
     return tuning.merge(model, lambda: load_base(tuning.is_in_4_bits(model))[0])
 
 
@@ -50,15 +73,14 @@ class Trainee:
 
     def trained(self) -> PreTrainedModel | PeftModel:
         """The model as it is to be saved, once it is trained."""
-        is_adapted = isinstance(self.model, PeftModel)
-        return merge(self.model, self.load_base) if is_adapted and not self.keeps_adapter else self.model
+        return merge(self.model, self.load_base) if is_adapted(self.model) and not self.keeps_adapter else self.model
 
 
 def prepare(
     source: Source,
     config: TrainerConfig,
     load_base: LoadBase,
-    task: TaskType,
+    task: str,
     heads: Callable[[PreTrainedModel], list[str]],
 ) -> Trainee:
     """Load the model to start from and adapt it.
@@ -68,6 +90,7 @@ def prepare(
 
     Args:
         source: The model to start from.
+        task: A name of PEFT's TaskType, such as SEQ_CLS.
         config: tuning, lora, save.
         load_base: Loads `source.weights` for `task`.
         heads: Names of modules that are trained in full whatever the tuning.
@@ -97,12 +120,16 @@ def prepare(
             "holds; use 'merged' or 'auto', or tune that stage with an adapter too"
         )
     keeps = config.save == "adapter" or (config.save == "auto" and source.is_plain)
+    from rlhf.models import tuning
+
     model = tuning.add_adapter(base, task, config.lora, whole)
     words = f"an adapter of rank {config.lora.rank}{bits}"
     return Trainee(model, new_modules, source.base, keeps, words, load_base)
 
 
-def _continued(base: PreTrainedModel, source: Source, task: TaskType, whole: list[str]) -> PeftModel:
+def _continued(base: PreTrainedModel, source: Source, task: str, whole: list[str]) -> PeftModel:
+    from rlhf.models import tuning
+
     model = tuning.continue_adapter(base, source.adapter, task, whole)
     if model is None:
         raise ModelError(

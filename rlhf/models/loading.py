@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -30,7 +31,6 @@ from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models.card import FILE_NAME, ModelCard
 from rlhf.models.references import resolve
-from rlhf.models.tuning import exact, is_adapter, quantisation, score_heads
 from rlhf.training import processes
 
 transformers_logging.set_verbosity_error()
@@ -69,6 +69,9 @@ def prepare_torch(seed: int) -> None:
     set_seed(seed)
 
 
+ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds a PEFT adapter and no whole model
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a model's weights are."""
@@ -93,7 +96,7 @@ class Source:
         """
         reference = str(reference)
         card = ModelCard.load(reference) if (Path(reference) / FILE_NAME).exists() else None
-        if is_adapter(reference):
+        if Path(reference, ADAPTER_CONFIG).is_file():
             if card is None:
                 raise ModelError(
                     f"model {reference!r}: found a PEFT adapter without {FILE_NAME}; merge it into its base "
@@ -226,6 +229,13 @@ def load_classifier(
     return _ready(model, tokenizer, in_4_bits), new
 
 
+def score_heads(model: nn.Module) -> list[str]:
+    """Names of the linear layers with one output, the score heads of a classifier."""
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1
+    ]
+
+
 def _outside_the_trunk(config: PretrainedConfig) -> list[str]:
     """Modules of a classifier that its language model does not have; they are trained, and so not held in 4 bits."""
     with torch.device("meta"):
@@ -237,13 +247,19 @@ def _outside_the_trunk(config: PretrainedConfig) -> list[str]:
 def _quantised(in_4_bits: bool, keep: list[str]) -> dict[str, Any]:
     if not in_4_bits:
         return {}
+    from rlhf.models.tuning import quantisation
+
     where = device()
     return {"quantization_config": quantisation(where, keep), "device_map": {"": where}}
 
 
 def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool) -> PreTrainedModel:
     model = _fit_vocabulary(model, tokenizer)
-    return exact(model) if in_4_bits else model.to(device())
+    if not in_4_bits:
+        return model.to(device())
+    from rlhf.models.tuning import exact
+
+    return exact(model)
 
 
 def _fit_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from peft import PeftModel, TaskType
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.template import Template
@@ -21,7 +20,6 @@ from rlhf.models.loading import (
     load_tokenizer,
     require_chat_template,
 )
-from rlhf.models.tuning import save_adapter
 from rlhf.training.config import TrainerConfig
 
 
@@ -34,7 +32,7 @@ class Policy:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel,  # or a PEFT model around one
         tokenizer: PreTrainedTokenizerBase,
         card: ModelCard | None,
         template: Template | None = None,
@@ -80,16 +78,13 @@ class Policy:
         require_chat_template(tokenizer, template, folder)
         load_base = _base_loader(source, tokenizer)
         is_seq2seq = kind_of(load_config(source.weights)) is Kind.SEQ2SEQ
-        task = TaskType.SEQ_2_SEQ_LM if is_seq2seq else TaskType.CAUSAL_LM
+        task = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
         trainee = adapting.prepare(source, config, load_base, task, lambda model: [])
         return cls(trainee.model, tokenizer, source.card, template), trainee
 
     def save(self, folder: str | Path, card: ModelCard) -> None:
         """Write a Hugging Face folder, or a PEFT adapter on `card.base`, with the tokenizer and `rlhf.json`."""
-        if isinstance(self.model, PeftModel):
-            save_adapter(self.model, folder, card.base)
-        else:
-            self.model.save_pretrained(folder)
+        adapting.save(self.model, folder, card.base)
         self.tokenizer.save_pretrained(folder)
         card.save(folder)
 

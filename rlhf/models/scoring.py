@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from peft import PeftModel, TaskType
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,8 +23,8 @@ from rlhf.models.loading import (
     load_config,
     load_tokenizer,
     require_chat_template,
+    score_heads,
 )
-from rlhf.models.tuning import save_adapter, score_heads
 from rlhf.training.config import TrainerConfig
 
 
@@ -41,7 +40,7 @@ class RewardModel:
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
+        model: PreTrainedModel,  # or a PEFT model around one
         tokenizer: PreTrainedTokenizerBase,
         card: ModelCard | None,
         template: Template | None = None,
@@ -87,7 +86,7 @@ class RewardModel:
         if kind_of(load_config(source.weights)) is Kind.CAUSAL:  # the others read prompts without control tokens
             require_chat_template(tokenizer, template, folder)
         load_base = partial(load_classifier, source.weights, tokenizer)
-        trainee = adapting.prepare(source, config, load_base, TaskType.SEQ_CLS, score_heads)
+        trainee = adapting.prepare(source, config, load_base, "SEQ_CLS", score_heads)
         for name, module in trainee.model.named_modules():
             if isinstance(module, nn.Linear) and module.out_features == 1 and _is_one_of(name, trainee.new_modules):
                 nn.init.normal_(module.weight, std=(module.in_features + 1) ** -0.5)
@@ -97,10 +96,7 @@ class RewardModel:
 
     def save(self, folder: str | Path, card: ModelCard) -> None:
         """Write a Hugging Face folder, or a PEFT adapter on `card.base`, with the tokenizer and `rlhf.json`."""
-        if isinstance(self.model, PeftModel):
-            save_adapter(self.model, folder, card.base)
-        else:
-            self.model.save_pretrained(folder)
+        adapting.save(self.model, folder, card.base)
         self.tokenizer.save_pretrained(folder)
         card.save(folder)
 

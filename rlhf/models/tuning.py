@@ -1,28 +1,28 @@
-"""Low-rank adapters on Hugging Face models: made, saved, loaded, merged; PEFT and bitsandbytes are used here alone."""
+"""Low-rank adapters on Hugging Face models: made, saved, loaded, merged; PEFT and bitsandbytes are used here alone.
+
+They take a second to import, so that this module is imported where there is an adapter.
+"""
 
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf.errors import ModelError
 from rlhf.training.config import Lora
 
+# It warns, whenever PEFT imports it, that an optional package of faster CPU kernels is not there.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
-
-
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds a PEFT adapter and no whole model."""
-    return Path(folder, ADAPTER_CONFIG).is_file()
 
 
 def quantisation(device: torch.device, keep: Sequence[str]) -> BitsAndBytesConfig:
@@ -66,12 +66,12 @@ def exact(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def add_adapter(model: PreTrainedModel, task: TaskType, lora: Lora, train_whole: Sequence[str]) -> PeftModel:
+def add_adapter(model: PreTrainedModel, task: str, lora: Lora, train_whole: Sequence[str]) -> PeftModel:
     """Freeze a model and put a low-rank adapter on its linear layers.
 
     Args:
         model: The base model.
-        task: What the model is for.
+        task: A name of PEFT's TaskType, such as SEQ_CLS.
         lora: The adapter's rank, scaled_alpha, dropout and target_modules (None for all linear layers).
         train_whole: Names of modules that are trained in full and saved with the adapter: a new score head, and
             whatever else the checkpoint lacked. Left out, PPO would later run against untrained weights.
@@ -92,7 +92,7 @@ def add_adapter(model: PreTrainedModel, task: TaskType, lora: Lora, train_whole:
 
 
 def continue_adapter(
-    model: PreTrainedModel, folder: str | Path, task: TaskType, train_whole: Sequence[str]
+    model: PreTrainedModel, folder: str | Path, task: str, train_whole: Sequence[str]
 ) -> PeftModel | None:
     """Put another model's adapter on `model` and train it further: a reward model over the SFT policy's adapter.
 
@@ -188,13 +188,6 @@ def merge(model: PeftModel, plain_base: Any) -> PreTrainedModel:
 
 def is_in_4_bits(model: PeftModel) -> bool:
     return getattr(model.get_base_model(), "is_loaded_in_4bit", False)
-
-
-def score_heads(model: nn.Module) -> list[str]:
-    """Names of the linear layers with one output, the score heads of a classifier."""
-    return [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module.out_features == 1
-    ]
 
 
 def _adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:

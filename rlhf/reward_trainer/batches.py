@@ -2,13 +2,14 @@
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
+from itertools import islice
 
-LOOK_AHEAD = 64  # groups that may be put off because they do not fit into what is left of a batch
+LOOK_AHEAD = 64  # groups among which one is looked for that fits into what is left of a batch
 
 
 def training_order(prompts: Sequence[Hashable], batch_size: int, steps: int, seed: int) -> list[int]:
-    """Indices of pairs, `batch_size` for each optimiser step, over as many passes as it takes.
+    """Indices of pairs, `batch_size` for each optimiser step; every pass over the pairs has each of them once.
 
     All pairs of one prompt come in one batch where they fit: spread over an epoch's batches, a prompt with many pairs
     is updated on as often as it has pairs, and the model overfits to it (Ouyang et al. 2022, sec. 3.5). Which pairs
@@ -24,20 +25,18 @@ def training_order(prompts: Sequence[Hashable], batch_size: int, steps: int, see
         groups[prompt].append(index)
     draw = random.Random(seed)
     order: list[int] = []
-    passes = _passes(list(groups.values()), draw)
-    waiting: deque[list[int]] = deque()
     while len(order) < steps * batch_size:
-        room = batch_size - len(order) % batch_size
-        group = _first_that_fits(waiting, room)
-        if group is None:
-            group = next(passes)
-            if len(group) > room and len(waiting) < LOOK_AHEAD and room < batch_size:
-                waiting.append(group)
-                continue
-            if len(group) > room:  # none fits, or no batch could hold it: it is split
-                waiting.appendleft(group[room:])
+        left = deque(draw.sample(group, len(group)) for group in draw.sample(list(groups.values()), len(groups)))
+        while left:
+            room = batch_size - len(order) % batch_size
+            fitting = (place for place, group in enumerate(islice(left, LOOK_AHEAD)) if len(group) <= room)
+            place = next(fitting, 0)
+            group = left[place]
+            del left[place]
+            if len(group) > room:  # no group near fits, or no batch could hold this one
+                left.appendleft(group[room:])
                 group = group[:room]
-        order += group
+            order += group
     return order[: steps * batch_size]
 
 
@@ -59,17 +58,3 @@ def chunks(lengths: Sequence[int], most_tokens: int) -> list[list[int]]:
         else:
             parts.append([index])
     return parts
-
-
-def _passes(groups: list[list[int]], draw: random.Random) -> Iterator[list[int]]:
-    while True:
-        for index in draw.sample(range(len(groups)), len(groups)):
-            yield draw.sample(groups[index], len(groups[index]))
-
-
-def _first_that_fits(waiting: deque[list[int]], room: int) -> list[int] | None:
-    for position, group in enumerate(waiting):
-        if len(group) <= room:
-            del waiting[position]
-            return group
-    return None

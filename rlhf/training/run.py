@@ -149,10 +149,7 @@ def fit(
             except Exception as error:
                 raise_if_full(error, f"checkpoint in {folder}")
                 raise
-        finished = state.stopped_early or state.step >= trainer.args.max_steps
-        if finished:
-            interruption.requested = False  # the little that is left is done before the process ends
-    if not finished:
+    if not state.stopped_early and state.step < trainer.args.max_steps:
         raise Stopped(_stopped_message(state, trainer.args.max_steps, checkpoints))
     if (folder / BEST_WEIGHTS).exists():
         _load_weights(trainer.model, folder / BEST_WEIGHTS)

@@ -1,0 +1,104 @@
+"""The reward trainer as processes: killed and resumed, spread over processes, saved and loaded elsewhere."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from rlhf.tracking import read_scalars
+from tests import reward, training
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def preferences(tmp_path) -> Path:
+    return reward.write_preferences(tmp_path, reward.rows())
+
+
+def job(folder: Path, preferences: Path, base: Path, **options) -> Path:
+    inputs = {"preferences": str(preferences), "policy": str(base)}
+    options = {"train_steps": 40, "batch_size": 16, "learning_rate": 1e-3, "tokens_per_forward": 400, **options}
+    return training.write_job(folder.with_suffix(".yaml"), inputs, folder, reward.OUTPUTS, options)
+
+
+@pytest.mark.parametrize(
+    ("base", "tuning", "numbers"),
+    [
+        ("llama", "full", [signal.SIGKILL] * 3),
+        ("llama", "lora", [signal.SIGTERM] * 3),
+        ("t5", "lora", [signal.SIGKILL, signal.SIGTERM]),
+        ("bert", "full", [signal.SIGTERM, signal.SIGKILL]),
+    ],
+)
+def test_a_run_that_was_killed_ends_with_the_very_same_weights(base, tuning, numbers, request, preferences, tmp_path):
+    folder = request.getfixturevalue(f"{base}_folder")
+    options = {"tuning": tuning, "lora": {"rank": 4, "dropout": 0.1}, "eval_every": 7}
+    training.finish(training.start("reward_trainer", job(tmp_path / "whole", preferences, folder, **options)))
+    checkpoints = tmp_path / "checkpoints"
+    broken = job(
+        tmp_path / "broken", preferences, folder, checkpoint_dir=str(checkpoints), checkpoint_every=2, **options
+    )
+    for step, number in zip(training.random_steps(len(numbers), 36, seed=len(base)), numbers, strict=True):
+        output = training.end_at_step(training.start("reward_trainer", broken), checkpoints, step, number)
+        assert not (tmp_path / "broken/reward_model").exists(), "nothing unfinished is handed on"
+        if number == signal.SIGTERM:
+            assert "stopped by SIGTERM after step" in output
+    output = training.finish(training.start("reward_trainer", broken))
+    assert "going on from the checkpoint of step" in output
+    assert training.weights(tmp_path / "broken/reward_model") == training.weights(tmp_path / "whole/reward_model")
+    whole, resumed = (training.saved_summary(tmp_path / name / "reward_model") for name in ("whole", "broken"))
+    assert resumed == whole
+    assert not list(checkpoints.glob("step-*")), "a finished run leaves no checkpoints"
+    curves = [read_scalars(tmp_path / name / "logs")["learning_rate"] for name in ("whole", "broken")]
+    assert curves[0] == curves[1], "the curve is whole after a restart"
+
+
+def test_two_processes_learn_what_one_does(preferences, llama_folder, tmp_path):
+    for name, processes in (("one", 1), ("two", 2)):
+        training.finish(training.start("reward_trainer", job(tmp_path / name, preferences, llama_folder), processes))
+    one, two = (read_scalars(tmp_path / name / "logs") for name in ("one", "two"))
+    for tag in ("rank_loss", "reward_model/accuracy", "reward_model/eval_loss", "reward_model/eval_accuracy"):
+        assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]]
+        assert [value for _, value in two[tag]] == pytest.approx([value for _, value in one[tag]], abs=1e-4), tag
+
+
+SCORE = """
+import json, sys
+from rlhf.models.loading import prepare_torch
+from rlhf.models.scoring import RewardModel
+prompts, completions = json.loads(sys.argv[1])
+for folder in sys.argv[2:]:
+    prepare_torch(7)  # another seed than in training: new weights would be others
+    print(json.dumps(RewardModel.load(folder).score(prompts, completions)))
+"""
+TUNINGS = {
+    "full": {"tuning": "full"},
+    "lora": {"tuning": "lora"},
+    "lora, merged": {"tuning": "lora", "lora": "rank-16", "save": "merged"},
+    "qlora": {"tuning": "qlora"},
+    "qlora, merged": {"tuning": "qlora", "save": "merged"},
+}
+
+
+@pytest.mark.parametrize("base", ["llama", "pythia", "qwen", "bert", "deberta", "t5"])
+def test_a_saved_model_scores_alike_in_another_process(base, request, preferences, tmp_path):
+    folder = request.getfixturevalue(f"{base}_folder")
+    for name, options in TUNINGS.items():
+        reward.train(preferences, folder, tmp_path / name, train_steps=6, **{"learning_rate": 3e-3, **options})
+        is_adapter = (tmp_path / name / "reward_model/adapter_config.json").exists()
+        assert is_adapter == (name in ("lora", "qlora"))
+    rows = [row for row in reward.rows() if row["split"] == "eval"]
+    asked = json.dumps([[reward.TEMPLATE.render(row["prompt"]) for row in rows], [row["chosen"] for row in rows]])
+    saved = [str(tmp_path / name / "reward_model") for name in TUNINGS]
+    done = subprocess.run([sys.executable, "-c", SCORE, asked, *saved], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    scored = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    for name, scores in zip(TUNINGS, scored, strict=True):
+        told = pq.read_table(tmp_path / name / "scores.parquet").column("score_chosen").to_pylist()
+        assert scores == pytest.approx(told, abs=1e-5), name
+        assert max(told) - min(told) > 1e-3, "scores that are all alike would show nothing"
