@@ -6,13 +6,17 @@ from typing import Any
 
 import fsspec
 
-SILENCE_SECONDS = 30  # after which a store is taken to be gone
+# How long a store may keep silent before it is taken to be gone; in all a minute at most.
+SILENCE_SECONDS = 30
 GCS_REQUEST_SECONDS = 60
+S3_SILENCE_SECONDS = 15
+S3_TRIES = 2  # by s3fs, and each of these by its client, as both know errors that the other does not try again after
 
 # gcsfs asks for each bucket's type over gRPC, which takes a minute where a firewall lets none through. Zonal buckets
 # need it: set it to true for them.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
+_S3 = ("s3", "s3a")
 _USER = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|cred|pass|auth)[^=&\s]*=)[^&\s)'\"]+", re.IGNORECASE)
 
@@ -24,7 +28,11 @@ def file_system(uri: str) -> tuple[Any, str]:
         ImportError: The protocol needs a package that is not installed.
         ValueError: The protocol is not known.
     """
-    return fsspec.core.url_to_fs(uri, **_bounds(uri.partition("://")[0]))
+    protocol = uri.partition("://")[0]
+    fs, path = fsspec.core.url_to_fs(uri, **_bounds(protocol))
+    if protocol in _S3:
+        fs.retries = S3_TRIES
+    return fs, path
 
 
 def redacted(text: str) -> str:
@@ -34,8 +42,8 @@ def redacted(text: str) -> str:
 
 def _bounds(protocol: str) -> dict[str, Any]:
     # The clients wait for minutes by default, gcsfs without end.
-    if protocol in ("s3", "s3a"):
-        return {"config_kwargs": {"read_timeout": SILENCE_SECONDS, "retries": {"total_max_attempts": 2}}}
+    if protocol in _S3:
+        return {"config_kwargs": {"read_timeout": S3_SILENCE_SECONDS, "retries": {"total_max_attempts": S3_TRIES}}}
     if protocol in ("gs", "gcs"):
         from aiohttp import ClientTimeout
 

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import os
+import re
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.registry import _registry as clients
 
+from rlhf.data import file_systems
 from rlhf.data.sources import Source
 from rlhf.errors import DataError
 from tests import stores
@@ -50,7 +52,7 @@ def read(*uris: str) -> list[dict]:
     return rows_of(Source(",".join(uris), "prompt_dataset"))
 
 
-def error_of(function, uri: str) -> str:
+def error_of(function, uri: str, seconds: float = SECONDS) -> str:
     """The one line in which it ends, in time and without secrets."""
     ends: list[BaseException | list] = []
 
@@ -62,8 +64,8 @@ def error_of(function, uri: str) -> str:
 
     thread = threading.Thread(target=call, daemon=True)  # one that hangs is left behind
     thread.start()
-    thread.join(SECONDS)
-    assert ends, f"{uri}: no end in {SECONDS} s"
+    thread.join(seconds)
+    assert ends, f"{uri}: no end in {seconds} s"
     assert isinstance(ends[0], DataError), f"{uri}: {ends[0]!r:.200}"
     message = str(ends[0])
     assert message.startswith(f"prompt_dataset: {uri}: ")
@@ -246,21 +248,38 @@ def test_a_file_that_shrinks_after_it_was_listed_is_said(store, name, first, the
     error_of(lambda: rows_of(source), store.uri("a.jsonl"))
 
 
+def reads_of(store: stores.Store) -> dict:
+    """By URI: what reads files that were listed by now, and what is to list another one."""
+    store.put("small.jsonl", LINES)
+    store.put("large.jsonl", MANY_LINES)
+    listed = [store.uri("small.jsonl"), store.uri("large.jsonl")]
+    reads = {uri: partial(rows_of, Source(uri, "prompt_dataset")) for uri in listed}
+    return reads | {store.uri("other.jsonl"): partial(read, store.uri("other.jsonl"))}
+
+
 @pytest.mark.slow
 def test_stores_that_are_gone_are_said_before_and_after_files_were_listed(opened):
-    calls = {}
     gone = [opened(protocol) for protocol in PROTOCOLS]
-    for store in gone:
-        store.put("small.jsonl", LINES)
-        store.put("large.jsonl", MANY_LINES)
-        for uri in (store.uri("small.jsonl"), store.uri("large.jsonl")):
-            calls[uri] = partial(rows_of, Source(uri, "prompt_dataset"))
-        calls[store.uri("other.jsonl")] = partial(read, store.uri("other.jsonl"))
+    reads = {uri: read for store in gone for uri, read in reads_of(store).items()}
     for store in gone:
         store.door.shut()
     forget_clients()
-    with ThreadPoolExecutor(len(calls)) as pool:  # most try again for a while
-        assert len(list(pool.map(error_of, calls.values(), calls))) == len(calls)
+    with ThreadPoolExecutor(len(reads)) as pool:  # most try again for a while
+        assert len(list(pool.map(error_of, reads.values(), reads))) == len(reads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protocol", ["s3", "gs", "http"])
+def test_a_store_that_falls_silent_is_said_in_time_before_and_after_files_were_listed(opened, monkeypatch, protocol):
+    for seconds in ("SILENCE_SECONDS", "S3_SILENCE_SECONDS", "GCS_REQUEST_SECONDS"):
+        monkeypatch.setattr(file_systems, seconds, 1)
+    store = opened(protocol)
+    reads = reads_of(store)
+    store.door.silent = True
+    forget_clients()
+    with ThreadPoolExecutor(len(reads)) as pool:
+        messages = list(pool.map(partial(error_of, seconds=10), reads.values(), reads))
+    assert [re.search("cannot be (listed|read)", message)[1] for message in messages] == ["read", "read", "listed"]
 
 
 def test_a_web_server_that_is_gone_is_not_taken_for_a_file_that_is_gone(opened):
