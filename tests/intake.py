@@ -22,7 +22,9 @@ class Read:
     quarantined: list[dict[str, Any]]
     counts: dict[str, FileCount]
     shape: Shape | None
-    repeated_ids: int
+    repeated_ids: int = 0
+    digest: str = ""
+    """Of the canonical dataset, where one was written."""
 
 
 def read_source(uris: str | Path, kind: Kind = "preferences", suffix: str | None = None) -> Read:
@@ -39,7 +41,7 @@ def read_source(uris: str | Path, kind: Kind = "preferences", suffix: str | None
         template = Template(suffix=suffix or "")
         written = write_canonical("rows", kind, parts(), f"{folder}/d", template, 0.1, 0, index, pool, 3)
         rows, _, _ = read_dataset(f"{folder}/d", kind)
-    return Read(rows, quarantined, intake.counts, intake.shape, written.repeated_ids)
+    return Read(rows, quarantined, intake.counts, intake.shape, written.repeated_ids, written.manifest.digest)
 
 
 def convert_source(uris: str | Path, kind: Kind = "preferences") -> Read:
@@ -49,7 +51,7 @@ def convert_source(uris: str | Path, kind: Kind = "preferences") -> Read:
         parts = list(intake.parts(pool, 2))
     rows = [row for part in parts for row in part.kept.to_pylist()]
     quarantined = [row for part in parts for row in part.quarantined.to_pylist()]
-    return Read(rows, quarantined, intake.counts, intake.shape, 0)
+    return Read(rows, quarantined, intake.counts, intake.shape)
 
 
 def write_rows(path: Path, rows: list) -> str:

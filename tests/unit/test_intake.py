@@ -384,25 +384,28 @@ def test_random_bytes_are_read_or_refused_with_one_line_and_never_crash(content,
 
 # Real files
 
+BLANK = {163: "blank_candidate"}
 REAL = [
-    ("vertex_text/preference.jsonl", "preferences", Shape.VERTEX_TEXT, 600, {163: "blank_candidate"}),
-    ("vertex_text/course_preference.jsonl", "preferences", Shape.VERTEX_TEXT, 5, {}),
-    ("vertex_text/course_prompt.jsonl", "prompts", Shape.VERTEX_TEXT, 6, {}),
-    ("vertex_text/eval_with_references.jsonl", "prompts", Shape.VERTEX_TEXT, 14, {}),
-    ("vertex_text/eval_with_references.jsonl", "demonstrations", Shape.VERTEX_TEXT, 14, {}),
-    ("carperai/comparisons.jsonl", "preferences", Shape.TRL, 50, {}),
-    ("carperai/tldr_train.jsonl", "demonstrations", Shape.TRL, 44, {}),
-    ("carperai/tldr_test.jsonl", "prompts", Shape.TRL, 45, {}),
-    ("openai/comparisons_edit_b2.json", "preferences", Shape.OPENAI_COMPARISONS, 5, {}),
+    ("vertex_text/preference.jsonl", "preferences", Shape.VERTEX_TEXT, 600, BLANK, "efb72951568b7abc"),
+    ("vertex_text/course_preference.jsonl", "preferences", Shape.VERTEX_TEXT, 5, {}, "7f997f85118cd537"),
+    ("vertex_text/course_prompt.jsonl", "prompts", Shape.VERTEX_TEXT, 6, {}, "f18f3ea7bc903623"),
+    ("vertex_text/eval_with_references.jsonl", "prompts", Shape.VERTEX_TEXT, 14, {}, "9d7fe2e850c418bb"),
+    ("vertex_text/eval_with_references.jsonl", "demonstrations", Shape.VERTEX_TEXT, 14, {}, "39bd8bff5bb6e7df"),
+    ("carperai/comparisons.jsonl", "preferences", Shape.TRL, 50, {}, "62fc5592a61ebd3f"),
+    ("carperai/tldr_train.jsonl", "demonstrations", Shape.TRL, 44, {}, "cc4387d381b827ea"),
+    ("carperai/tldr_test.jsonl", "prompts", Shape.TRL, 45, {}, "f6678b06071e7737"),
+    ("openai/comparisons_edit_b2.json", "preferences", Shape.OPENAI_COMPARISONS, 5, {}, "9f01ea93fe998e5a"),
 ]
 
 
-@pytest.mark.parametrize(("file", "kind", "shape", "rows", "quarantined"), REAL)
-def test_real_files_are_recognised_and_converted(real_data, file, kind, shape, rows, quarantined):
+@pytest.mark.parametrize(("file", "kind", "shape", "rows", "quarantined", "digest"), REAL)
+def test_real_files_are_recognised_and_converted(real_data, file, kind, shape, rows, quarantined, digest):
     result = read_source(f"{real_data}/{file}", kind)
     assert result.shape is shape
     assert len(result.rows) == rows - len(quarantined)
     assert {q["line"]: q["reason"] for q in result.quarantined} == quarantined
+    # Of every id, text, split and position: it changes with any rule that makes one of these, and then on purpose.
+    assert result.digest == digest
 
 
 def test_a_real_openai_post_is_laid_out_as_carperai_does(real_data):
