@@ -82,6 +82,8 @@ def _verdict(training: Training) -> Markup:
     if m["held_out"]:
         found = course(training.history["sft/eval_loss"])
         word, good = _WORDS[found]
+        if found == "rising" and m["kept_step"] < m["steps"]:
+            word, good = "Learned, then memorised", None
         headline = _loss_in_words(training, found)
         reasons += [_ending(training), (None, _overlap(training))]
     else:
