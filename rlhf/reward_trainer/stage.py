@@ -102,7 +102,7 @@ def run(
     model.model = trainee.trained()
 
     found = score_held_out(model, held_out, config.eval_batch_size, config.seed, STAGE)
-    seen = train[:: max(1, len(train) // SEEN_PAIRS)][:SEEN_PAIRS]
+    seen = _score_seen(model, train[:: max(1, len(train) // SEEN_PAIRS)][:SEEN_PAIRS], config.eval_batch_size)
     training = Training(
         history=state.history,
         steps=state.step,
@@ -111,8 +111,8 @@ def run(
         passes=state.step * config.batch_size / len(train),
         stopped_early=state.stopped_early,
         skipped_steps=state.skipped_steps,
-        seen_chosen=model.score_encoded([pair.chosen for pair in seen], config.eval_batch_size),
-        seen_rejected=model.score_encoded([pair.rejected for pair in seen], config.eval_batch_size),
+        seen_chosen=[chosen for chosen, _ in seen],
+        seen_rejected=[rejected for _, rejected in seen],
     )
     findings = examine(found, training)
     metrics = {
@@ -234,6 +234,13 @@ def _measure(model: Any, pairs: Sequence[Any], batch_size: int) -> dict[str, flo
         "reward_model/eval_loss": pairwise_loss(gaps),
         "reward_model/eval_accuracy": float((gaps > 0).mean()),
     }
+
+
+def _score_seen(model: Any, pairs: Sequence[Any], batch_size: int) -> list[tuple[float, float]]:
+    """Scores of pairs that were trained on, less those whose steps were skipped because they are not finite."""
+    scored = model.score_encoded([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], batch_size)
+    both = zip(scored[: len(pairs)], scored[len(pairs) :], strict=True)
+    return [scores for scores in both if all(map(math.isfinite, scores))]
 
 
 def _fell(best: dict[str, float], now: dict[str, float], pairs: int) -> bool:

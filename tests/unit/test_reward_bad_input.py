@@ -34,8 +34,7 @@ def test_a_model_that_scores_every_text_alike_is_called_out(llama_folder, tmp_pa
     for file in llama_folder.glob("token*"):
         (tmp_path / "blank" / file.name).write_bytes(file.read_bytes())
     preferences = reward.write_preferences(tmp_path, reward.rows())
-    metrics = reward.train(preferences, tmp_path / "blank", tmp_path / "out", train_steps=2, learning_rate=1e-30)
-    assert metrics["accuracy"] == 0
+    reward.train(preferences, tmp_path / "blank", tmp_path / "out", train_steps=2, learning_rate=1e-30)
     page = (tmp_path / "out/report.html").read_text()
     assert "Not usable" in page
     assert "one score" in page or "same score" in page
