@@ -24,11 +24,12 @@ def sft_trainer(
     Args:
         demonstrations: Canonical demonstrations (`id, prompt, completion`) from data_validation; may hold no rows.
         base_model: Hugging Face id, path, URI or short name of a causal or encoder-decoder model.
-        policy: Hugging Face folder with `rlhf.json`, or a reference to the base model.
-        report: Loss and learning rate over training.
-        metrics: Last loss, steps, number of rows, and the shares that were cut.
-        tensorboard: Event files with `sft/loss` and `learning_rate`.
-        seed: Seeds the order of the data.
+        policy: Hugging Face folder with `rlhf.json`, a PEFT adapter naming its base, or a reference to the base model.
+        report: Whether it learned or memorises, whether its completions end, and what it said through training.
+        metrics: Loss on what was trained on and on what was held out, ROUGE and the share of completions that end,
+            steps, numbers of demonstrations, and the shares that were cut.
+        tensorboard: Event files with `sft/loss`, `learning_rate`, `sft/eval_loss`, `sft/rouge_l`, `sft/ended`.
+        seed: Seeds new weights and the order of the data.
         options: Further options, by the names in `rlhf.sft_trainer.config`.
     """
     from rlhf.job import merge_options, stage_job
