@@ -14,7 +14,7 @@ PARAMS ?=
 OUT ?= build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint compile run readme docs lock clean bench-validation
+.PHONY: help setup demo test lint compile run readme docs lock clean bench-validation bench-reward
 
 help: ## List what make can do
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ docs: setup ## Write again what docs/ has from the code: the picture of the DAG,
 
 bench-validation: setup ## Measure data_validation against a plain loop: 1,000,000 rows into build/bench/validation.json
 	@$(BIN)/python -m benchmarks.validation
+
+bench-reward: setup ## Measure the reward trainer against TRL's: pairs a second and memory into build/bench/reward.json
+	@$(BIN)/python -m benchmarks.reward
 
 lock: ## Pin again: the newest versions that pyproject.toml allows, into constraints.txt
 	rm -rf build/lock

@@ -12,6 +12,7 @@ from pipelines.rlhf import build
 from rlhf.bulk_inference import BulkInferenceConfig
 from rlhf.config import StageConfig
 from rlhf.data_validation import DataValidationConfig
+from rlhf.data_validation.checks import Checks
 from rlhf.evaluator import EvaluatorConfig
 from rlhf.ppo_trainer import PPOTrainerConfig
 from rlhf.reward_trainer import RewardTrainerConfig
@@ -58,7 +59,8 @@ def render() -> str:
         text += ["", f"## `{struct}`", "", *table(("Name", "Default", "What it is"), options)]
         for name, field in config.model_fields.items():
             if isinstance(field.default, StageConfig):
-                text += ["", f"### `{struct}.{name}`", "", *table(*_thresholds(field.default))]
+                inner = _thresholds if isinstance(field.default, Checks) else _fields
+                text += ["", f"### `{struct}.{name}`", "", *table(*inner(field.default))]
     return "\n".join([*text, ""])
 
 
@@ -87,6 +89,14 @@ def _thresholds(checks: StageConfig) -> tuple[tuple[str, ...], list[tuple[str, .
         for name, threshold in checks
     ]
     return ("Check", "limit", "action", "What is measured"), rows
+
+
+def _fields(default: StageConfig) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    rows = [
+        (f"`{name}`", _shown(getattr(default, name)), _described(field))
+        for name, field in type(default).model_fields.items()
+    ]
+    return ("Name", "Default", "What it is"), rows
 
 
 def _described(field: FieldInfo) -> str:
