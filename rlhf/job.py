@@ -122,7 +122,9 @@ def main(stage: str, config: type[StageConfig], run: Callable[..., dict[str, flo
 
     parser = argparse.ArgumentParser(prog=f"python -m rlhf.{stage}", description=inspect.getdoc(run))
     parser.add_argument("--config", required=True, metavar="JOB.yaml", help="file with inputs, outputs and options")
-    path = parser.parse_args().config
+    parser.add_argument("--metrics", metavar="FILE.json", help="file to write the metrics to")
+    given = parser.parse_args()
+    path = given.config
     with stage_errors(stage):
         try:
             with open(path, encoding="utf-8") as file:
@@ -135,6 +137,8 @@ def main(stage: str, config: type[StageConfig], run: Callable[..., dict[str, flo
         metrics = run(settings, **paths)
     for name, value in metrics.items():
         say(stage, f"{name} {value:.6g}")
+    if given.metrics and metrics:
+        Path(given.metrics).write_text(json.dumps(metrics), encoding="utf-8")
 
 
 def _part(job: Any, name: str, path: str) -> dict[str, Any]:

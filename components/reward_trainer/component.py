@@ -44,6 +44,7 @@ def reward_trainer(
         job.check(preferences)
         from rlhf.reward_trainer.config import RewardTrainerConfig
         from rlhf.reward_trainer.stage import run
+        from rlhf.training.launch import launch
 
         settings = merge_options(
             options,
@@ -53,7 +54,9 @@ def reward_trainer(
             seed=seed,
         )
         job.log(
-            run(
+            launch(
+                "reward_trainer",
+                run,
                 RewardTrainerConfig.parse(settings, "reward"),
                 preferences=preferences.path,
                 policy=policy.path,

@@ -38,9 +38,12 @@ def sft_trainer(
         job.check(demonstrations)
         from rlhf.sft_trainer.config import SFTTrainerConfig
         from rlhf.sft_trainer.stage import run
+        from rlhf.training.launch import launch
 
         job.log(
-            run(
+            launch(
+                "sft_trainer",
+                run,
                 SFTTrainerConfig.parse(merge_options(options, "sft", seed=seed), "sft"),
                 demonstrations=demonstrations.path,
                 base_model=base_model,

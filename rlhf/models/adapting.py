@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.errors import ConfigError, ModelError
@@ -82,6 +83,7 @@ def prepare(
     load_base: LoadBase,
     task: str,
     heads: Callable[[PreTrainedModel], list[str]],
+    dropout: bool = True,
 ) -> Trainee:
     """Load the model to start from and adapt it.
 
@@ -94,12 +96,15 @@ def prepare(
         config: tuning, lora, save.
         load_base: Loads `source.weights` for `task`.
         heads: Names of modules that are trained in full whatever the tuning.
+        dropout: Leave the base model's own dropout on while it is trained; an adapter's is `config.lora`'s.
 
     Raises:
         ConfigError: An adapter is to be saved whose base only this pipeline's earlier stage has.
         ModelError: The model cannot be loaded or adapted.
     """
     base, new_modules = load_base(config.tuning == "qlora")
+    if not dropout:
+        _switch_dropout_off(base)
     whole = _outermost([*new_modules, *heads(base)])
     if config.tuning == "full":
         if source.adapter is None:
@@ -137,6 +142,16 @@ def _continued(base: PreTrainedModel, source: Source, task: str, whole: list[str
             "model with save 'merged'"
         )
     return model
+
+
+def _switch_dropout_off(model: PreTrainedModel) -> None:
+    """In modules, and in those numbers of attention layers that no module stands for; the config stays as it was."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _outermost(names: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ Three kinds of model are told apart by their config: *causal* (Llama, Pythia, Qw
 """
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from enum import StrEnum
@@ -33,6 +34,8 @@ from rlhf.models.card import FILE_NAME, ModelCard
 from rlhf.models.references import resolve
 from rlhf.training import processes
 
+# bitsandbytes warns, whoever imports it, that an optional package of faster CPU kernels is not there.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 

@@ -73,7 +73,8 @@ class RewardModel:
     def to_train(cls, folder: str | Path, template: Template, config: TrainerConfig) -> tuple[Self, adapting.Trainee]:
         """Load a model as in `load` and make it ready to be trained as a reward model.
 
-        A head that is new is drawn from N(0, 1 / (hidden + 1)), with bias 0 (Huang et al. 2024, detail 11).
+        A head that is new is drawn from N(0, 1 / (hidden + 1)), with bias 0, and the base model's dropout is off
+        (Huang et al. 2024, details 11 and 4).
 
         Raises:
             ConfigError: The options cannot be met with this model.
@@ -86,7 +87,7 @@ class RewardModel:
         if kind_of(load_config(source.weights)) is Kind.CAUSAL:  # the others read prompts without control tokens
             require_chat_template(tokenizer, template, folder)
         load_base = partial(load_classifier, source.weights, tokenizer)
-        trainee = adapting.prepare(source, config, load_base, "SEQ_CLS", score_heads)
+        trainee = adapting.prepare(source, config, load_base, "SEQ_CLS", score_heads, dropout=False)
         for name, module in trainee.model.named_modules():
             if isinstance(module, nn.Linear) and module.out_features == 1 and _is_one_of(name, trainee.new_modules):
                 nn.init.normal_(module.weight, std=(module.in_features + 1) ** -0.5)

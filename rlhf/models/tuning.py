@@ -4,7 +4,6 @@ They take a second to import, so that this module is imported where there is an 
 """
 
 import importlib.util
-import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf.errors import ModelError
 from rlhf.training.config import Lora
-
-# It warns, whenever PEFT imports it, that an optional package of faster CPU kernels is not there.
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 ADAPTER_FILE = "adapter_model.safetensors"
 

@@ -18,7 +18,7 @@ class RewardTrainerConfig(TrainerConfig):
     )
     batch_size: int = Field(64, ge=1, description="Pairs per optimiser step, over all processes.")
     tokens_per_forward: int = Field(
-        16384,
+        4096,
         ge=1,
         description="Tokens that go through the model at once on one device, padding included; less takes less memory. "
         "A batch is cut into parts of like lengths, and its gradient stays that of the whole.",

@@ -257,7 +257,11 @@ def _training(training: Training) -> Markup:
         )
     how = (
         f"{training.steps:,} of {training.planned_steps:,} planned steps, {training.passes:,.3g} passes over the "
-        "training pairs. Selection pairs decide which step is kept; neither they nor the held-out pairs are trained on."
+        "training pairs. "
+    ) + (
+        "Selection pairs decide which step is kept; neither they nor the held-out pairs are trained on."
+        if training.history.get("reward_model/eval_loss")
+        else "No pairs were kept out to decide which step is kept, so it is the last."
     )
     return paragraph(how) + figures_row(plots)
 

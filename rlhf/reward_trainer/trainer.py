@@ -67,6 +67,7 @@ class PairwiseTrainer(RewardTrainer):
             folder,
             per_device_train_batch_size=config.batch_size // processes.count(),
             max_length=None,
+            disable_dropout=False,  # the base's is off; TRL's switch would take an adapter's with it
             remove_unused_columns=False,
         )
         trainable = {name for name, value in reward_model.model.named_parameters() if value.requires_grad}

@@ -112,7 +112,8 @@ def test_a_component_gives_its_stage_every_path_and_only_settings_it_knows(stage
     (run,) = [node for node in stage_source.body if isinstance(node, ast.FunctionDef) and node.name == "run"]
     component = ast.parse((ROOT / "components" / stage / "component.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(component) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-    (started,) = [call for call in calls if call.func.id == "run"]
+    (started,) = [call for call in calls if call.func.id in ("run", "launch")]
+    assert started.func.id == "run" or ast.unparse(started.args[0]) == repr(stage)
     assert {keyword.arg for keyword in started.keywords} == {argument.arg for argument in run.args.kwonlyargs}
 
     configs = {name: importlib.import_module(f"rlhf.{name}.config") for name in STAGES}

@@ -1,6 +1,7 @@
 """The reward trainer as processes: killed and resumed, spread over processes, saved and loaded elsewhere."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from rlhf.errors import ConfigError
+from rlhf.reward_trainer import RewardTrainerConfig, stage
 from rlhf.tracking import read_scalars
+from rlhf.training.launch import launch
 from tests import reward, training
 
 pytestmark = pytest.mark.slow
@@ -65,6 +69,62 @@ def test_two_processes_learn_what_one_does(preferences, llama_folder, tmp_path):
     for tag in ("rank_loss", "reward_model/accuracy", "reward_model/eval_loss", "reward_model/eval_accuracy"):
         assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]]
         assert [value for _, value in two[tag]] == pytest.approx([value for _, value in one[tag]], abs=1e-4), tag
+
+
+def test_a_machine_with_several_devices_gets_a_process_for_each(preferences, llama_folder, tmp_path, monkeypatch):
+    found = {}
+    for processes in ("1", "2"):
+        out = tmp_path / processes
+        out.mkdir()
+        monkeypatch.setenv("RLHF_PROCESSES", processes)
+        found[processes] = launch(
+            "reward_trainer",
+            stage.run,
+            RewardTrainerConfig(train_steps=6, batch_size=16, learning_rate=1e-3),
+            preferences=str(preferences),
+            policy=str(llama_folder),
+            **{name: str(out / file) for name, file in reward.OUTPUTS.items()},
+        )
+    assert found["2"] == pytest.approx(found["1"], abs=1e-4)
+
+
+def test_a_process_that_fails_ends_the_stage(preferences, llama_folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("RLHF_PROCESSES", "2")
+    outputs = {name: str(tmp_path / file) for name, file in reward.OUTPUTS.items()}
+    config = RewardTrainerConfig(train_steps=6, batch_size=15)
+    with pytest.raises(SystemExit) as end:
+        launch("reward_trainer", stage.run, config, preferences=str(preferences), policy=str(llama_folder), **outputs)
+    assert end.value.code == 1
+    assert "error: batch_size: found 15, expected a multiple of the 2 processes" in capfd.readouterr().out
+    monkeypatch.setenv("RLHF_PROCESSES", "many")
+    with pytest.raises(ConfigError, match="RLHF_PROCESSES: found 'many'"):
+        launch("reward_trainer", stage.run, config)
+
+
+LAUNCH = """
+import sys, yaml
+from rlhf.job import stage_errors
+from rlhf.reward_trainer import RewardTrainerConfig
+from rlhf.reward_trainer.stage import run
+from rlhf.training.launch import launch
+job = yaml.safe_load(open(sys.argv[1]))
+with stage_errors("reward_trainer"):
+    launch("reward_trainer", run, RewardTrainerConfig.parse(job["options"]), **job["inputs"], **job["outputs"])
+"""
+
+
+def test_sigterm_reaches_every_process_and_they_agree_on_the_step(preferences, llama_folder, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    options = {"checkpoint_dir": str(checkpoints), "checkpoint_every": 2, "train_steps": 60}
+    command = [sys.executable, "-c", LAUNCH, str(job(tmp_path / "out", preferences, llama_folder, **options))]
+    environment = {**os.environ, "RLHF_PROCESSES": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    process = subprocess.Popen(command, env=environment, **pipes)
+    output = training.end_at_step(process, checkpoints, 4, signal.SIGTERM)
+    assert "stopped by SIGTERM after step" in output
+    assert training.latest_step(checkpoints) >= 4
+    output = training.finish(subprocess.Popen(command, env=environment, **pipes))
+    assert "going on from the checkpoint of step" in output
 
 
 SCORE = """
