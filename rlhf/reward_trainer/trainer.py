@@ -71,12 +71,8 @@ class PairwiseTrainer(RewardTrainer):
             remove_unused_columns=False,
         )
         trainable = {name for name, value in reward_model.model.named_parameters() if value.requires_grad}
-        # TRL takes a dataset with these two id columns as tokenised already, and leaves it alone.
-        columns = {
-            "chosen_ids": [chosen["input_ids"] for chosen, _, _ in pairs],
-            "rejected_ids": [rejected["input_ids"] for _, rejected, _ in pairs],
-            "index": range(len(pairs)),
-        }
+        # TRL takes a dataset that has the first two columns as tokenised, and leaves it alone; pairs are looked up.
+        columns = {"chosen_ids": [[]] * len(pairs), "rejected_ids": [[]] * len(pairs), "index": range(len(pairs))}
         super().__init__(
             model=reward_model.model,
             args=arguments,
