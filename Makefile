@@ -5,6 +5,8 @@ BIN := .venv/bin
 ARCH ?= llama
 SEED ?= 0
 KL ?=
+# `make test`
+SLOW ?=
 # `make compile`
 TAG ?= $(shell git rev-parse --short=12 HEAD)
 PROFILE ?=
@@ -32,8 +34,8 @@ setup: .venv/.stamp ## Make .venv with everything pinned in constraints.txt (the
 demo: setup ## Run the whole pipeline on made-up posts: ARCH=llama|t5 SEED=0 KL=0.2
 	@$(BIN)/python -m examples.demo --arch $(ARCH) --seed $(SEED) $(if $(KL),--kl $(KL))
 
-test: lint ## Lint, then run every test
-	@$(BIN)/python -m pytest -q
+test: lint ## Lint, then run the tests; SLOW=1 for every test, those that take minutes too
+	@$(BIN)/python -m pytest -q $(if $(SLOW),,-m "not slow")
 
 lint: setup ## Check style, formatting, and that generated READMEs are fresh
 	@$(BIN)/ruff check .
