@@ -91,7 +91,8 @@ def stage_job(stage: str, metrics: Any, parameters: Mapping[str, str] = {}) -> I
             for name, parameter in parameters.items():
                 text = text.replace(f"{name}: ", f"{parameter}: ")
             raise ConfigError(text) from error
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        # A stage that starts a process on each device is idle itself.
+        peak_kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
         job.log({"seconds": time.monotonic() - started, "peak_rss_gb": peak_kib * 1024 / 1e9})
 
 
@@ -112,11 +113,19 @@ def merge_options(options: dict[str, Any], where: str, **named: Any) -> dict[str
     return {**options, **named}
 
 
-def main(stage: str, config: type[StageConfig], run: Callable[..., dict[str, float]]) -> None:
+def main(
+    stage: str,
+    config: type[StageConfig],
+    run: Callable[..., dict[str, float]],
+    start: Callable[..., dict[str, float]] | None = None,
+) -> None:
     """`python -m rlhf.<stage> --config job.yaml`: run a stage from a file, without KFP.
 
     The file holds `inputs` and `outputs` (paths, by the names of `run`'s keyword arguments) and `options`, the
     stage's config.
+
+    Args:
+        start: What calls `run`, where that is not done in this process; takes what `run` takes.
     """
     import yaml
 
@@ -134,7 +143,7 @@ def main(stage: str, config: type[StageConfig], run: Callable[..., dict[str, flo
         settings, paths = config.parse(_part(job, "options", path), "options"), _paths(job, run, path)
         for output in _part(job, "outputs", path).values():
             Path(output).parent.mkdir(parents=True, exist_ok=True)
-        metrics = run(settings, **paths)
+        metrics = (start or run)(settings, **paths)
     for name, value in metrics.items():
         say(stage, f"{name} {value:.6g}")
     if given.metrics and metrics:

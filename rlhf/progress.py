@@ -25,13 +25,13 @@ class Progress:
         [ppo_trainer] update 12/40 (30 %) score 0.412 kl 1.03, 21 s left
     """
 
-    def __init__(self, stage: str, total: int, unit: str = "step"):
-        self.stage, self.total, self.unit = stage, total, unit
+    def __init__(self, stage: str, total: int, unit: str = "step", shown: bool = True):
+        self.stage, self.total, self.unit, self.shown = stage, total, unit, shown
         self._done = 0
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
-        self._terminal = _open_terminal()
+        self._terminal = _open_terminal() if self.shown else None
         self._bar = None
         if self._terminal:
             self._bar = tqdm(
@@ -50,7 +50,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(done - self._done)
-        elif done > self._done:
+        elif self.shown and done > self._done:
             now = time.monotonic()
             if now - self._last_line >= LINE_INTERVAL_SECONDS or done >= self.total:
                 self._last_line = now

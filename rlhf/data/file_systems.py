@@ -8,7 +8,6 @@ import fsspec
 
 # How long a store may keep silent before it is taken to be gone; in all a minute at most.
 SILENCE_SECONDS = 30
-GCS_REQUEST_SECONDS = 60
 S3_SILENCE_SECONDS = 15
 S3_TRIES = 2  # by s3fs, and each of these by its client, as both know errors that the other does not try again after
 
@@ -47,7 +46,8 @@ def _bounds(protocol: str) -> dict[str, Any]:
     if protocol in ("gs", "gcs"):
         from aiohttp import ClientTimeout
 
-        return {"requests_timeout": ClientTimeout(total=GCS_REQUEST_SECONDS)}
+        timeout = ClientTimeout(total=None, sock_connect=SILENCE_SECONDS, sock_read=SILENCE_SECONDS)
+        return {"requests_timeout": timeout}
     if protocol in ("http", "https"):
         from aiohttp import ClientTimeout
 

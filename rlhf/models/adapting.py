@@ -102,19 +102,29 @@ def prepare(
         ConfigError: An adapter is to be saved whose base only this pipeline's earlier stage has.
         ModelError: The model cannot be loaded or adapted.
     """
-    base, new_modules = load_base(config.tuning == "qlora")
+    if config.tuning == "lora" and source.in_4_bits:
+        raise ConfigError(
+            f"tuning: found 'lora', but {source.reference!r} is an adapter that was fitted to its base in 4 bits; use "
+            "'qlora', or 'full' to merge the two"
+        )
+    base, new_modules = load_base(config.tuning == "qlora" or (config.tuning == "full" and source.in_4_bits))
     if not dropout:
         _switch_dropout_off(base)
     whole = _outermost([*new_modules, *heads(base)])
     if config.tuning == "full":
         if source.adapter is None:
             return Trainee(base, new_modules, source.base, False, "all weights", load_base)
-        model = merge(_continued(base, source, task, whole), load_base)
+        adapted, came = _continued(base, source, task, whole)
+        new_modules = [name for name in new_modules if name not in came]
+        model = merge(adapted, load_base).requires_grad_(True)  # PEFT had frozen it
+        if not dropout:
+            _switch_dropout_off(model)
         words = "all weights, the adapter it came with merged into them"
         return Trainee(model, new_modules, source.base, False, words, load_base)
     bits = ", base in 4 bits" if config.tuning == "qlora" else ""
     if source.adapter is not None:
-        model = _continued(base, source, task, whole)
+        model, came = _continued(base, source, task, whole)
+        new_modules = [name for name in new_modules if name not in came]
         rank = model.peft_config[model.active_adapter].r
         keeps = config.save != "merged"
         words = f"the adapter it came with, of rank {rank}{bits}"
@@ -132,16 +142,16 @@ def prepare(
     return Trainee(model, new_modules, source.base, keeps, words, load_base)
 
 
-def _continued(base: PreTrainedModel, source: Source, task: str, whole: list[str]) -> PeftModel:
+def _continued(base: PreTrainedModel, source: Source, task: str, whole: list[str]) -> tuple[PeftModel, list[str]]:
     from rlhf.models import tuning
 
-    model = tuning.continue_adapter(base, source.adapter, task, whole)
-    if model is None:
+    continued = tuning.continue_adapter(base, source.adapter, task, whole)
+    if continued is None:
         raise ModelError(
             f"model {source.reference!r}: its adapter's weights have no place in a {type(base).__name__}; save that "
             "model with save 'merged'"
         )
-    return model
+    return continued
 
 
 def _switch_dropout_off(model: PreTrainedModel) -> None:

@@ -2,10 +2,11 @@
 
 import contextlib
 import importlib.metadata
+import math
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 import rlhf
 from rlhf.data.template import Template
@@ -44,6 +45,12 @@ class ModelCard(BaseModel):
         allow_inf_nan=False,
         description="Added to a reward model's raw scores so that held-out chosen responses average 0.",
     )
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _known(cls, measures: dict[str, float]) -> dict[str, float]:
+        """JSON has no NaN: what could not be measured is left out."""
+        return {name: value for name, value in measures.items() if math.isfinite(value)}
 
     def save(self, folder: str | Path) -> None:
         """Write rlhf.json into `folder`."""

@@ -27,6 +27,8 @@ from rlhf.models.loading import (
 )
 from rlhf.training.config import TrainerConfig
 
+TOKENS_AT_ONCE = 32768  # of a batch that is scored
+
 
 class RewardModel:
     """A sequence classifier with one output that reads the prompt *and* the response.
@@ -176,17 +178,34 @@ class RewardModel:
         batch_size: int = 64,
         on_batch: Callable[[int], None] = lambda pairs: None,
     ) -> list[float]:
-        """Shifted scores of what `encode` gave, in its order; batched by length."""
+        """Shifted scores of what `encode` gave, in its order; batched by length, long texts fewer at a time."""
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]["input_ids"]), i))
         scores = [0.0] * len(rows)
+        was_training = self.model.training
         self.model.eval()
-        for start in range(0, len(order), batch_size):
-            chunk = order[start : start + batch_size]
+        done = 0
+        while done < len(order):
+            size = min(batch_size, len(order) - done)
+            while size > 1 and size * len(rows[order[done + size - 1]]["input_ids"]) > TOKENS_AT_ONCE:
+                size -= 1
+            chunk = order[done : done + size]
             batch = {k: v.to(self.model.device) for k, v in self.collate([rows[i] for i in chunk]).items()}
-            for i, score in zip(chunk, self.model(**batch).logits[:, 0].float().tolist(), strict=True):
+            for i, score in zip(chunk, self.forward(**batch).tolist(), strict=True):
                 scores[i] = score + self.shift
-            on_batch(start + len(chunk))
+            done += size
+            on_batch(done)
+        self.model.train(was_training)
         return scores
+
+    def forward(self, model: nn.Module | None = None, **inputs: torch.Tensor) -> torch.Tensor:
+        """Raw scores of a collated batch: (rows,), in float32.
+
+        Args:
+            model: What stands around the model while it is trained; None for the model itself.
+        """
+        if self.kind is Kind.CAUSAL:
+            inputs["use_cache"] = False
+        return (model or self.model)(**inputs).logits[:, 0].float()
 
 
 def _is_one_of(name: str, modules: Sequence[str]) -> bool:

@@ -89,7 +89,7 @@ def add_adapter(model: PreTrainedModel, task: str, lora: Lora, train_whole: Sequ
 
 def continue_adapter(
     model: PreTrainedModel, folder: str | Path, task: str, train_whole: Sequence[str]
-) -> PeftModel | None:
+) -> tuple[PeftModel, list[str]] | None:
     """Put another model's adapter on `model` and train it further: a reward model over the SFT policy's adapter.
 
     Both then stand on one base model, which is named and need not be copied.
@@ -100,17 +100,23 @@ def continue_adapter(
         task, train_whole: As for `add_adapter`.
 
     Returns:
-        None where the adapter's weights have no place in this model.
+        The model, and names of the modules of `train_whole` whose weights came with the adapter; None where the
+        adapter's weights have no place in this model.
     """
     config = PeftConfig.from_pretrained(folder)
     config.inference_mode, config.task_type = False, task
     config.modules_to_save = list(train_whole) or None
     config.exclude_modules = list(train_whole) or None
     adapted = _adapted(model, config)
-    there = {name for name in adapted.state_dict() if ".lora_" in name}
-    places = {}
+    state = adapted.state_dict()
+    there = {name for name in state if ".lora_" in name}
+    places, whole = {}, {}
     for name, value in _tensors(folder).items():
         if ".lora_" not in name:
+            stem, _, kind = name.rpartition(".")
+            place = f"{stem}.modules_to_save.default.{kind}"
+            if place in state and state[place].shape == value.shape:
+                whole[place] = value
             continue
         stem, _, kind = name.rpartition(".")
         # Classifiers of encoder-decoders keep the trunk one level down.
@@ -121,10 +127,10 @@ def continue_adapter(
     if there != set(places):
         return None
     with torch.no_grad():
-        state = adapted.state_dict()
-        for place, value in places.items():
+        for place, value in (places | whole).items():
             state[place].copy_(value)
-    return adapted
+    came = [name for name in train_whole if any(f".{name}.modules_to_save." in place for place in whole)]
+    return adapted, came
 
 
 def save_adapter(model: PeftModel, folder: str | Path, base: str) -> None:
@@ -178,7 +184,7 @@ def merge(model: PeftModel, plain_base: Any) -> PreTrainedModel:
         save_adapter(model, folder, "")
         plain = plain_base()
         if getattr(plain, "is_loaded_in_4bit", False):
-            plain = plain.dequantize().float()
+            plain = plain.dequantize(dtype=torch.float32)
         return load_adapter(plain, folder).merge_and_unload()
 
 

@@ -61,14 +61,14 @@ def run(
                 f"preferences: no pairs in the split {split!r} of {len(rows)}; give more pairs with other prompts"
             )
 
-    from rlhf.models.loading import prepare_torch
+    from rlhf.models.loading import Source, prepare_torch
     from rlhf.models.scoring import RewardModel
     from rlhf.reward_trainer.findings import Training, examine
     from rlhf.reward_trainer.page import write_report
     from rlhf.reward_trainer.pairs import encode_pairs, score_held_out, write_scores
     from rlhf.tracking import Tracker
     from rlhf.training import processes
-    from rlhf.training.checkpoints import Checkpoints, raise_if_full
+    from rlhf.training.checkpoints import checkpoints_of, raise_if_full
     from rlhf.training.held_out import hold_out
 
     if config.batch_size % processes.count():
@@ -92,9 +92,13 @@ def run(
             f"weights, {len(held_out)} are held out; tuned: {trainee.in_words}",
         )
     tracker = Tracker(tensorboard if processes.is_main() else None)
-    checkpoints = None
-    if config.checkpoint_dir:
-        checkpoints = Checkpoints(config.checkpoint_dir, _identity(config, manifest.digest, template.digest, start))
+    checkpoints = checkpoints_of(
+        STAGE,
+        config,
+        data=manifest.digest,
+        template=template.digest,
+        starts_from=Source.of(start).fingerprint,
+    )
     with tempfile.TemporaryDirectory() as scratch:
         state = _train(model, train, selection, config, scratch, tracker, checkpoints)
     if not processes.is_main():
@@ -164,19 +168,6 @@ def run(
     return metrics
 
 
-def _identity(config: RewardTrainerConfig, data: str, template: str, start: str) -> dict[str, Any]:
-    from rlhf.models.loading import Source
-
-    options = config.model_dump(mode="json", exclude={"checkpoint_dir", "checkpoint_every", "base_model"})
-    return {
-        "stage": STAGE,
-        **options,
-        "data_digest": data,
-        "template_digest": template,
-        "starts_from": Source.of(start).fingerprint,
-    }
-
-
 def _train(
     model: Any,
     train: Sequence[Any],
@@ -244,9 +235,13 @@ def _score_seen(model: Any, pairs: Sequence[Any], batch_size: int) -> list[tuple
 
 
 def _fell(best: dict[str, float], now: dict[str, float], pairs: int) -> bool:
-    """Whether accuracy lies more than its standard error under the best."""
+    """Whether accuracy lies more than its standard error under the best.
+
+    The error is that of Laplace's estimate, for that of an accuracy of 1 would be 0.
+    """
     highest = best["reward_model/eval_accuracy"]
-    return highest - now["reward_model/eval_accuracy"] > math.sqrt(highest * (1 - highest) / pairs)
+    likely = (highest * pairs + 1) / (pairs + 2)
+    return highest - now["reward_model/eval_accuracy"] > math.sqrt(likely * (1 - likely) / pairs)
 
 
 def _write_calibration(path: str, findings: Any) -> None:

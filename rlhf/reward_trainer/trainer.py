@@ -11,7 +11,6 @@ from torch.nn.functional import logsigmoid
 from torch.utils.data import Sampler
 from trl import RewardConfig, RewardTrainer
 
-from rlhf.models.loading import Kind
 from rlhf.models.scoring import RewardModel
 from rlhf.reward_trainer.batches import chunks
 from rlhf.reward_trainer.config import RewardTrainerConfig
@@ -102,14 +101,14 @@ class PairwiseTrainer(RewardTrainer):
                 self.accelerator.backward(part_loss)
             loss += part_loss.detach()
             correct += (chosen > rejected).sum() / pairs
-        self._metrics["train"]["accuracy"].append(self.accelerator.gather(correct).mean().item())
+        if bool(self.accelerator.gather(loss).isfinite().all()):  # else the step is skipped
+            self._metrics["train"]["accuracy"].append(self.accelerator.gather(correct).mean().item())
         return loss
 
-    def _scores(self, model: Any, part: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _scores(self, model: Any, part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = {name: value for name, value in part.items() if name != "margin"}
-        if self._reward_model.kind is Kind.CAUSAL:
-            inputs["use_cache"] = False
-        return model(**inputs).logits[:, 0].float().chunk(2)
+        chosen, rejected = self._reward_model.forward(model, **inputs).chunk(2)
+        return chosen, rejected
 
     def _collate(self, pairs: Sequence[tuple[Encoded, Encoded, float]]) -> dict[str, Any]:
         lengths = [max(len(chosen["input_ids"]), len(rejected["input_ids"])) for chosen, rejected, _ in pairs]

@@ -13,6 +13,7 @@ from rlhf.metrics import late_mean
 from rlhf.models.card import ModelCard
 from rlhf.progress import say
 from rlhf.sft_trainer.config import SFTTrainerConfig
+from rlhf.training import processes
 
 STAGE = "sft_trainer"
 _SAID = "said"  # in the Trainer's own log, which its checkpoints hold
@@ -49,17 +50,16 @@ def run(
     """
     rows, manifest, template = read_dataset(demonstrations, "demonstrations")
     if not rows:
-        return _pass_through(base_model, policy, report, tensorboard)
+        return _pass_through(base_model, policy, report, tensorboard) if processes.is_main() else {}
 
-    from rlhf.models.loading import prepare_torch
+    from rlhf.models.loading import Source, prepare_torch
     from rlhf.models.policy import Policy
     from rlhf.report.page import write_page
     from rlhf.sft_trainer.demonstrations import split, tokenise
     from rlhf.sft_trainer.packing import require_packable
     from rlhf.sft_trainer.page import Training, training_page
     from rlhf.tracking import Tracker
-    from rlhf.training import processes
-    from rlhf.training.checkpoints import Checkpoints, raise_if_full
+    from rlhf.training.checkpoints import checkpoints_of, raise_if_full
 
     _require_even_shares(config, processes.count())
     prepare_torch(config.seed)
@@ -76,10 +76,13 @@ def run(
             f"tuned: {trainee.in_words}",
         )
     tracker = Tracker(tensorboard if processes.is_main() else None)
-    checkpoints = None
-    if config.checkpoint_dir:
-        identity = _identity(config, manifest.digest, template.digest, base_model)
-        checkpoints = Checkpoints(config.checkpoint_dir, identity)
+    checkpoints = checkpoints_of(
+        STAGE,
+        config,
+        data=manifest.digest,
+        template=template.digest,
+        starts_from=Source.of(base_model).fingerprint,
+    )
     state, said = _train(model, training, held_out, config, steps, tracker, checkpoints)
     tracker.close()
     if not processes.is_main():
@@ -114,18 +117,6 @@ def run(
     if checkpoints is not None:
         checkpoints.remove()
     return metrics
-
-
-def _identity(config: SFTTrainerConfig, data: str, template: str, base_model: str) -> dict[str, Any]:
-    from rlhf.models.loading import Source
-
-    return {
-        "stage": STAGE,
-        **config.model_dump(mode="json", exclude={"checkpoint_dir", "checkpoint_every"}),
-        "data_digest": data,
-        "template_digest": template,
-        "starts_from": Source.of(base_model).fingerprint,
-    }
 
 
 def _metrics(

@@ -16,8 +16,11 @@ from typing import Any
 
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.training.config import TrainerConfig
 
 COMPLETE = "complete.json"
+# Options that may be others when a run goes on: they change nothing that was trained.
+_MAY_CHANGE = {"checkpoint_dir", "checkpoint_every", "max_skipped_steps", "eval_batch_size", "save", "base_model"}
 _STEP = re.compile(r"step-(\d{8})")
 
 
@@ -142,6 +145,25 @@ class Checkpoints:
                 f"checkpoint_dir {redacted(self.uri)!r}: cannot be {what} ({type(error).__name__}: {reason}); give a "
                 "folder or URI that this machine may write to"
             ) from error
+
+
+def checkpoints_of(
+    stage: str, config: TrainerConfig, *, data: str, template: str, starts_from: str
+) -> Checkpoints | None:
+    """The checkpoints that a stage's options ask for; None where they ask for none.
+
+    Args:
+        data, template: Digests of the dataset and of the prompt template.
+        starts_from: `rlhf.models.loading.Source.fingerprint` of the model that is trained.
+
+    Raises:
+        ConfigError: `config.checkpoint_dir` cannot be used.
+    """
+    if not config.checkpoint_dir:
+        return None
+    options = config.model_dump(mode="json", exclude=_MAY_CHANGE)
+    known = {"data_digest": data, "template_digest": template, "starts_from": starts_from}
+    return Checkpoints(config.checkpoint_dir, {"stage": stage, **options, **known})
 
 
 def raise_if_full(error: BaseException, where: str, size: int = 0) -> None:

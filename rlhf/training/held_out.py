@@ -22,7 +22,7 @@ def hold_out(keys: Sequence[int], fraction: float, at_most: int) -> list[bool]:
         Whether each row is held out; none is with fewer than `FEWEST_PROMPTS` prompts.
     """
     sizes = Counter(keys)
-    room = min(at_most, round(fraction * len(keys))) if len(sizes) >= FEWEST_PROMPTS else 0
+    room = min(at_most, round(fraction * len(keys)), len(keys) - 1) if len(sizes) >= FEWEST_PROMPTS else 0
     taken = set()
     for key in sorted(sizes):
         if sizes[key] <= room:

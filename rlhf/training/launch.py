@@ -16,6 +16,7 @@ from rlhf.training.config import TrainerConfig
 
 PROCESSES = "RLHF_PROCESSES"
 """Environment variable: so many processes, whatever accelerators there are."""
+SHUTDOWN_SECONDS = 3600
 
 
 def launch(stage: str, run: Callable[..., dict[str, float]], config: TrainerConfig, **paths: str) -> dict[str, float]:
@@ -33,14 +34,16 @@ def launch(stage: str, run: Callable[..., dict[str, float]], config: TrainerConf
         ConfigError: `RLHF_PROCESSES` is no number of processes.
         SystemExit: A process failed, after it said why; with its exit status.
     """
-    count = _processes()
+    count = 1 if "RANK" in os.environ else _processes()  # torchrun has started this process
     if count == 1:
         return run(config, **paths)
     say(stage, f"one process on each of {count} devices")
     with tempfile.TemporaryDirectory() as folder:
         job, metrics = Path(folder, "job.json"), Path(folder, "metrics.json")  # JSON is YAML
         job.write_text(json.dumps({"inputs": paths, "options": config.model_dump(mode="json")}), encoding="utf-8")
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        # How long a step and its checkpoint may take after SIGTERM, whoever sent it decides.
+        options = ["--standalone", f"--nproc-per-node={count}", f"--shutdown-timeout={SHUTDOWN_SECONDS}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", *options]
         command = [*torchrun, "-m", f"rlhf.{stage}", "--config", str(job), "--metrics", str(metrics)]
         status = _run_and_pass_on_sigterm(command)
         if status:

@@ -3,8 +3,6 @@
 import os
 from typing import Any
 
-import torch.distributed as dist
-
 
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
@@ -31,6 +29,8 @@ def gather(part: Any) -> list[Any]:
     """What every process holds, in the order of ranks."""
     if count() == 1:
         return [part]
+    import torch.distributed as dist
+
     parts: list[Any] = [None] * count()
     dist.all_gather_object(parts, part)
     return parts

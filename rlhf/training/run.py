@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -74,7 +76,7 @@ def training_arguments(
         folder: Scratch folder of the trainer.
     """
     on_gpu = torch.cuda.is_available()
-    return kind(
+    arguments = kind(
         output_dir=folder,
         max_steps=steps,
         learning_rate=config.peak_learning_rate,
@@ -91,7 +93,7 @@ def training_arguments(
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=on_gpu,
         logging_steps=max(1, steps // LOGS_PER_RUN),
-        logging_nan_inf_filter=True,  # such steps are skipped and counted, see _Watcher
+        logging_nan_inf_filter=False,  # it would log such a step's loss as 0; see _Watcher.on_log
         save_strategy="steps" if config.checkpoint_dir else "no",
         save_steps=config.checkpoint_every,
         save_total_limit=1,
@@ -99,6 +101,9 @@ def training_arguments(
         disable_tqdm=True,
         **extra,
     )
+    if arguments.n_gpu > 1:  # several processes are asked for, never several devices of one
+        arguments._n_gpu = 1
+    return arguments
 
 
 def fit(
@@ -140,7 +145,7 @@ def fit(
                 for step, value in points:
                     tracker.scalars(step, {tag: value})
     trainer.remove_callback(PrinterCallback)
-    with heed_sigterm() as interruption, Progress(stage, trainer.args.max_steps) as progress:
+    with heed_sigterm() as interruption, Progress(stage, trainer.args.max_steps, shown=processes.is_main()) as progress:
         watcher = _Watcher(trainer, config, state, tags, tracker, progress, checkpoints, evaluation, interruption)
         trainer.add_callback(watcher)
         if not state.stopped_early:  # else the weights to keep, which is all that is needed, are at hand
@@ -180,6 +185,12 @@ class _Watcher(TrainerCallback):
         self.tracker, self.progress, self.checkpoints = tracker, progress, checkpoints
         self.evaluation, self.interruption = evaluation, interruption
         self._latest: dict[str, float] = {}
+        self._logged_step, self._skipped_since = state.step, 0
+        self._training_step, trainer.training_step = trainer.training_step, self._finite_step
+
+    def _finite_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # The Trainer sums losses up between logs, and would never be rid of one that is not finite.
+        return torch.nan_to_num(self._training_step(*args, **kwargs), nan=0.0, posinf=0.0, neginf=0.0)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
@@ -187,6 +198,7 @@ class _Watcher(TrainerCallback):
             return
         model.zero_grad(set_to_none=True)  # AdamW leaves a weight without gradient, and its moments, as they are
         self.run.skipped_steps += 1
+        self._skipped_since += 1
         if self.run.skipped_steps > self.config.max_skipped_steps:
             raise TrainingError(
                 f"{self.run.skipped_steps} optimiser steps had a loss or gradient that is not finite, the last one at "
@@ -196,7 +208,12 @@ class _Watcher(TrainerCallback):
             )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        logs = logs or {}
+        logs = dict(logs or {})
+        if "loss" in logs:  # the mean over the steps since the last log, of which those that were skipped count as 0
+            steps = state.global_step - self._logged_step
+            counted = steps - self._skipped_since
+            logs["loss"] = logs["loss"] * steps / counted if counted else math.nan
+            self._logged_step, self._skipped_since = state.global_step, 0
         self._record(state.global_step, {tag: logs[name] for name, tag in self.tags.items() if name in logs})
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
@@ -211,32 +228,43 @@ class _Watcher(TrainerCallback):
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
-        if self.checkpoints is None or not processes.is_main():
+        if self.checkpoints is None:
             return
         folder = Path(args.output_dir)
         written = folder / f"checkpoint-{state.global_step}"
+        # Every process has random numbers of its own, and has written them to its own folder.
+        random_states = processes.gather({path.name: path.read_bytes() for path in written.glob("rng_state*.pth")})
+        if not processes.is_main():
+            return
+        for states in random_states:
+            for name, content in states.items():
+                (written / name).write_bytes(content)
         (written / STATE).write_text(json.dumps(asdict(self.run)), encoding="utf-8")
         if (folder / BEST_WEIGHTS).exists():
-            (written / BEST_WEIGHTS).write_bytes((folder / BEST_WEIGHTS).read_bytes())
+            os.link(folder / BEST_WEIGHTS, written / BEST_WEIGHTS)
         for unread in ("training_args.bin", "README.md"):
             (written / unread).unlink(missing_ok=True)
         self.checkpoints.save(written, state.global_step)
+        shutil.rmtree(written)
 
     def _evaluate(self, step: int, control: Any) -> None:
         measured = self.evaluation.measure()
         self._record(step, measured)
         if self.evaluation.key is None:
             return
-        if self.run.best is None or self.evaluation.key(measured) > self.evaluation.key(self.run.best):
+        comparable = all(map(math.isfinite, measured.values()))
+        if comparable and (self.run.best is None or self.evaluation.key(measured) > self.evaluation.key(self.run.best)):
             self.run.best, self.run.best_step = measured, step
             if processes.is_main():
                 _save_weights(self.trainer.model, Path(self.trainer.args.output_dir) / BEST_WEIGHTS)
-        self.run.falls = self.run.falls + 1 if self.evaluation.fell(self.run.best, measured) else 0
+        fell = self.run.best is not None and self.evaluation.fell(self.run.best, measured)
+        self.run.falls = self.run.falls + 1 if fell else 0
         if 0 < self.evaluation.patience <= self.run.falls:
             self.run.stopped_early = True
             control.should_training_stop = True
 
     def _record(self, step: int, scalars: Mapping[str, float]) -> None:
+        scalars = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
         self.tracker.scalars(step, dict(scalars))
         self.run.log(step, scalars)
         self._latest |= {tag.rpartition("/")[2]: value for tag, value in scalars.items() if "learning_rate" not in tag}

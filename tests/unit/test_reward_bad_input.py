@@ -7,6 +7,7 @@ from transformers import LlamaForCausalLM
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, DataError, ModelError, TrainingError
 from rlhf.models.card import ModelCard
+from rlhf.tracking import read_scalars
 from tests import reward
 
 
@@ -109,6 +110,9 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(poisoned, tmp_path):
     assert metrics["skipped_steps"] == 4, "128 pairs, 16 a step, one of them poisoned: one step in each of four passes"
     assert metrics["accuracy"] > 0.9, "the others were learned from"
     assert "not finite" in (tmp_path / "out/report.html").read_text()
+    curves = read_scalars(tmp_path / "out/logs")
+    assert [len(curves[tag]) for tag in ("rank_loss", "reward_model/accuracy")] == [28, 28], "skipped steps are gaps"
+    assert min(value for _, value in curves["rank_loss"]) > 0
 
 
 def test_too_many_steps_that_are_not_finite_end_the_run(poisoned, tmp_path):

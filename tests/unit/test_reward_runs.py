@@ -67,7 +67,8 @@ def test_two_processes_learn_what_one_does(preferences, llama_folder, tmp_path):
         training.finish(training.start("reward_trainer", job(tmp_path / name, preferences, llama_folder), processes))
     one, two = (read_scalars(tmp_path / name / "logs") for name in ("one", "two"))
     for tag in ("rank_loss", "reward_model/accuracy", "reward_model/eval_loss", "reward_model/eval_accuracy"):
-        assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]]
+        steps = range(1, 41) if "eval" not in tag else range(4, 41, 4)
+        assert [step for step, _ in one[tag]] == [step for step, _ in two[tag]] == list(steps), tag
         assert [value for _, value in two[tag]] == pytest.approx([value for _, value in one[tag]], abs=1e-4), tag
 
 
@@ -115,7 +116,8 @@ with stage_errors("reward_trainer"):
 
 def test_sigterm_reaches_every_process_and_they_agree_on_the_step(preferences, llama_folder, tmp_path):
     checkpoints = tmp_path / "checkpoints"
-    options = {"checkpoint_dir": str(checkpoints), "checkpoint_every": 2, "train_steps": 60}
+    lora = {"tuning": "lora", "lora": {"rank": 4, "dropout": 0.3}, "train_steps": 60}
+    options = {"checkpoint_dir": str(checkpoints), "checkpoint_every": 2, **lora}
     command = [sys.executable, "-c", LAUNCH, str(job(tmp_path / "out", preferences, llama_folder, **options))]
     environment = {**os.environ, "RLHF_PROCESSES": "2"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -125,6 +127,10 @@ def test_sigterm_reaches_every_process_and_they_agree_on_the_step(preferences, l
     assert training.latest_step(checkpoints) >= 4
     output = training.finish(subprocess.Popen(command, env=environment, **pipes))
     assert "going on from the checkpoint of step" in output
+    whole = [*command[:-1], str(job(tmp_path / "whole", preferences, llama_folder, **lora))]
+    training.finish(subprocess.Popen(whole, env=environment, **pipes))
+    folders = [tmp_path / name / "reward_model" for name in ("out", "whole")]
+    assert training.weights(folders[0]) == training.weights(folders[1]), "each process goes on with its own dropout"
 
 
 SCORE = """

@@ -266,14 +266,36 @@ def test_with_qlora_only_the_adapter_and_the_head_are_trained(llama_folder, pref
     assert linear == {"Linear4bit"}
 
 
-def test_a_head_that_was_trained_before_is_not_drawn_anew(llama_folder, preferences, tmp_path):
-    reward.train(preferences, llama_folder, tmp_path / "one")
-    first = load_file(tmp_path / "one/reward_model/model.safetensors")["score.weight"]
-    base = str(tmp_path / "one/reward_model")
-    options = {"base_model": base, "train_steps": 1, "learning_rate": 1e-9}
-    reward.train(preferences, llama_folder, tmp_path / "two", **options)
-    second = load_file(tmp_path / "two/reward_model/model.safetensors")["score.weight"]
-    torch.testing.assert_close(first, second, atol=1e-6, rtol=0)
+@pytest.mark.parametrize(("before", "after"), [("full", "full"), ("lora", "lora"), ("lora", "full"), ("full", "lora")])
+def test_a_head_that_was_trained_before_is_not_drawn_anew(before, after, llama_folder, preferences, tmp_path):
+    def head(name: str) -> torch.Tensor:
+        weights = load_file(next((tmp_path / name / "reward_model").glob("*.safetensors")))
+        return next(value for key, value in weights.items() if "score" in key)
+
+    reward.train(preferences, llama_folder, tmp_path / "one", tuning=before)
+    options = {"base_model": str(tmp_path / "one/reward_model"), "train_steps": 1, "learning_rate": 1e-9, "seed": 3}
+    reward.train(preferences, llama_folder, tmp_path / "two", tuning=after, **options)
+    torch.testing.assert_close(head("one"), head("two"), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("before", ["lora", "qlora"])
+def test_full_tuning_of_an_adapted_model_trains_every_weight(before, llama_folder, preferences, tmp_path):
+    reward.train(preferences, llama_folder, tmp_path / "one", tuning=before, train_steps=2)
+    model, _ = RewardModel.to_train(tmp_path / "one/reward_model", reward.TEMPLATE, RewardTrainerConfig())
+    assert all(parameter.requires_grad for parameter in model.model.parameters())
+    assert {str(parameter.dtype) for parameter in model.model.parameters()} == {"torch.float32"}
+
+
+def test_an_adapter_fitted_to_four_bits_is_not_put_on_a_whole_base(llama_folder, preferences, tmp_path):
+    reward.train(preferences, llama_folder, tmp_path / "one", tuning="qlora", train_steps=2)
+    base = {"base_model": str(tmp_path / "one/reward_model"), "train_steps": 1, "learning_rate": 1e-9}
+    with pytest.raises(ConfigError, match=r"tuning: found 'lora', but .* in 4 bits; use 'qlora', or 'full'"):
+        reward.train(preferences, llama_folder, tmp_path / "two", tuning="lora", **base)
+    reward.train(preferences, llama_folder, tmp_path / "two", tuning="full", **base)
+    rows = [row for row in reward.rows() if row["split"] == "eval"]
+    texts = [reward.TEMPLATE.render(row["prompt"]) for row in rows], [row["chosen"] for row in rows]
+    one, two = (RewardModel.load(tmp_path / name / "reward_model").score(*texts) for name in ("one", "two"))
+    assert two == pytest.approx(one, abs=1e-4)
 
 
 def test_the_base_learning_rate_is_the_papers_and_for_adapters_the_old_pipelines():
