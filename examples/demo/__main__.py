@@ -47,7 +47,9 @@ def main() -> int:
         made = time.monotonic()
         outputs = local.run(pipeline, arguments, ROOT / "run")
         ran = time.monotonic()
-        summary = conclude(outputs, made - started, ran - made)
+        probe_reward_model(outputs)
+        probed = time.monotonic()
+        summary = conclude(outputs, made - started, ran - made, probed - ran)
     except params.ParameterError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -61,7 +63,8 @@ def main() -> int:
     print(
         f"gold score {evaluation['gold_before']:.2f} -> {evaluation['gold_after']:.2f} of 5, "
         f"gold win rate {evaluation['gold_win_rate']}, KL {summary['ppo']['kl']:.2f} nats, reward model accuracy "
-        f"{reward_model['accuracy_clean']:.3f} ({reward_model['accuracy_prompt_swapped']:.3f} with posts exchanged)\n"
+        f"{reward_model['accuracy_clean']:.3f} ({reward_model['accuracy_prompt_swapped']:.3f} with posts exchanged, "
+        f"{min(reward_model['one_fact'].values()):.3f} against one fact swapped of the kind it sees least)\n"
         f"report: {ROOT / 'report.html'}\nsummary: {ROOT / 'summary.json'}"
     )
     return 0
@@ -69,29 +72,47 @@ def main() -> int:
 
 def forget_last_run() -> None:
     """A run that fails must not leave an older run's verdict behind."""
-    for name in ("report.html", "summary.json"):
+    for name in ("report.html", "summary.json", "one_fact.jsonl"):
         (ROOT / name).unlink(missing_ok=True)
     shutil.rmtree(ROOT / "run", ignore_errors=True)
 
 
 def make_inputs(arch: str, seed: int) -> None:
     """Write data, gold facts and base models under `ROOT`."""
-    print("demo data and base models: started", flush=True)
+    run_apart("demo data and base models", "inputs", ROOT, arch, seed)
+
+
+def probe_reward_model(outputs: dict[str, Any]) -> None:
+    """Write under `ROOT` how the reward model scores summaries with one fact swapped."""
+    paths = [outputs[name].path for name in ("predictions_before", "reward_model")]
+    run_apart("one fact swapped", "one_fact", ROOT / "gold", *paths, ROOT / "one_fact.jsonl")
+
+
+def run_apart(what: str, module: str, *arguments: object) -> None:
+    """Run a module of the demo in a process of its own, as a stage.
+
+    Raises:
+        local.StageFailed: It failed; the message ends in what it wrote.
+    """
+    print(f"{what}: started", flush=True)
     started = time.monotonic()
-    command = [sys.executable, "-m", "examples.demo.inputs", str(ROOT), arch, str(seed)]
+    command = [sys.executable, "-m", f"examples.demo.{module}", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise local.StageFailed(f"making the demo's inputs failed with status {done.returncode}:\n{done.stderr}")
-    print(f"demo data and base models: finished in {time.monotonic() - started:.1f} s", flush=True)
+        raise local.StageFailed(f"{what}: failed with status {done.returncode}:\n{done.stderr}")
+    print(f"{what}: finished in {time.monotonic() - started:.1f} s", flush=True)
 
 
-def conclude(outputs: dict[str, Any], inputs_seconds: float, run_seconds: float) -> dict[str, Any]:
-    """Write `report.html` and `summary.json` from the pipeline's outputs and the gold facts."""
+def conclude(
+    outputs: dict[str, Any], inputs_seconds: float, run_seconds: float, probe_seconds: float
+) -> dict[str, Any]:
+    """Write `report.html` and `summary.json` from the pipeline's outputs, the gold facts and the probe."""
     from rlhf.report.page import append_section
 
     gold = gold_scores.measure(
         posts.load_gold(ROOT / "gold"),
         preferences=ROOT / "data" / "preferences.jsonl",
+        one_fact_scores=ROOT / "one_fact.jsonl",
         **{name: Path(outputs[name].path) for name in ("scores", "samples", "predictions_before", "predictions_after")},
     )
     metrics = {
@@ -103,8 +124,10 @@ def conclude(outputs: dict[str, Any], inputs_seconds: float, run_seconds: float)
     summary = {
         "reward_model": {
             "accuracy": reward["accuracy"],
+            "best_possible": gold.best_possible,
             "accuracy_clean": gold.clean.rate,
             "accuracy_prompt_swapped": gold.clean_swapped.rate,
+            "one_fact": {kind: gold.one_fact[kind].rate for kind in posts.FACTS},
         },
         "ppo": {name: ppo[name] for name in ("reward_before", "reward_after", "kl")},
         "evaluation": {
@@ -123,7 +146,8 @@ def conclude(outputs: dict[str, Any], inputs_seconds: float, run_seconds: float)
             "demo_inputs": round(inputs_seconds, 2),
             **stages,
             "orchestration": round(run_seconds - sum(stages.values()), 2),
-            "total": round(inputs_seconds + run_seconds, 2),
+            "one_fact": round(probe_seconds, 2),
+            "total": round(inputs_seconds + run_seconds + probe_seconds, 2),
         },
         "peak_rss_gb": round(own_rss_gb + max(values["peak_rss_gb"] for values in metrics.values()), 2),
     }

@@ -6,17 +6,20 @@ the report.
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
+from markupsafe import Markup
 
-from examples.demo.posts import gold_score
-from rlhf.metrics import Accuracy, WinRate, accuracy, ignores_prompt, win_rate
+from examples.demo import one_fact
+from examples.demo.posts import FACTS, gold_score
+from rlhf.metrics import Accuracy, Share, WinRate, accuracy, ignores_prompt, percent, win_rate
 from rlhf.report import figures
-from rlhf.report.page import Section, figure, figures_row, paragraph, tiles
+from rlhf.report.page import Section, figure, figures_row, paragraph, table, tiles
 
 FELL_BY = 0.5  # gold points below its peak at which a reward that did not fall is called over-optimised
 WINDOW = 5  # updates that a point of the gold curve averages over
@@ -24,13 +27,21 @@ WINDOW = 5  # updates that a point of the gold curve averages over
 
 @dataclass(frozen=True)
 class Gold:
-    """Gold scores of the completions before and after tuning, of PPO's samples, and clean accuracies."""
+    """Gold scores of the completions before and after tuning, of PPO's samples; what the reward model gets right."""
 
     before: float
     after: float
     wins: WinRate
+    given: Accuracy
+    """On held-out pairs, against the labels that the pipeline read."""
+    best_possible: float
+    """The accuracy against those labels that the best scorer can expect."""
     clean: Accuracy
+    """Against the labels before noise. Post and summaries determine them: who knows the truth gets 1."""
     clean_swapped: Accuracy
+    """The same, each pair read with another pair's post."""
+    one_fact: dict[str, Share]
+    """{kind of fact: right against that one fact swapped}, as from `one_fact.read`."""
     gold_by_update: list[tuple[int, float]]
     reward_by_update: list[tuple[int, float]]
 
@@ -53,6 +64,7 @@ def measure(
     samples: Path,
     predictions_before: Path,
     predictions_after: Path,
+    one_fact_scores: Path,
 ) -> Gold:
     """Compare a run's outputs with the gold facts.
 
@@ -62,6 +74,7 @@ def measure(
         scores: The reward trainer's scores of held-out pairs.
         samples: The PPO trainer's episodes through training.
         predictions_before, predictions_after: Files of bulk_inference.
+        one_fact_scores: What `one_fact.score` wrote.
     """
 
     def score(row: dict[str, Any], field: str) -> float:
@@ -71,6 +84,7 @@ def measure(
     before = {row["id"]: score(row, "prediction") for row in _json_lines(predictions_before)}
     ids = sorted(before)
     given = {row["id"]: row["choice"] for row in _json_lines(preferences)}
+    held_out = pq.read_table(scores).to_pylist()
     golds, rewards = defaultdict(list), defaultdict(list)
     for row in _json_lines(samples):
         golds[row["update"]].append(score(row, "completion"))
@@ -79,24 +93,28 @@ def measure(
         before=fmean(before.values()),
         after=fmean(after.values()),
         wins=win_rate([before[i] for i in ids], [after[i] for i in ids]),
-        clean=_clean_accuracy(scores, "score", given, gold),
-        clean_swapped=_clean_accuracy(scores, "swapped", given, gold),
+        given=accuracy([row["score_chosen"] for row in held_out], [row["score_rejected"] for row in held_out]),
+        best_possible=best_possible([gold[row["id"]]["flip"] for row in held_out]),
+        clean=_clean_accuracy(held_out, "score", given, gold),
+        clean_swapped=_clean_accuracy(held_out, "swapped", given, gold),
+        one_fact=one_fact.read(one_fact_scores),
         gold_by_update=_smooth(golds),
         reward_by_update=_smooth(rewards),
     )
 
 
+def best_possible(flips: Sequence[float]) -> float:
+    """The accuracy that the best scorer can expect against labels that are wrong with these probabilities.
+
+    It knows the clean label, which post and summaries determine, and the chance that it was flipped: that is high for
+    pairs in which one summary tells a lawsuit that the post does not, low for all others, and no two sorts of pairs
+    look alike. So it prefers the better text, or the worse one where the label is more often wrong than right.
+    """
+    return fmean(max(flip, 1 - flip) for flip in flips)
+
+
 def section(gold: Gold, kl: float) -> Section:
     """The report's last section; `kl` is what PPO ended at, in nats a completion."""
-    drop = gold.clean.rate - gold.clean_swapped.rate
-    reads = (
-        f"The reward model ignores the post: against clean labels it is right in {gold.clean.rate:.1%} with the right "
-        f"posts and in {gold.clean_swapped.rate:.1%} with exchanged ones. It learned how a good summary looks, not "
-        "whether it is true; that summaries stay faithful is owed to the policy it started from and the KL penalty."
-        if ignores_prompt(gold.clean.rate, gold.clean_swapped.rate)
-        else f"The reward model reads the post: against clean labels it is right in {gold.clean.rate:.1%} with the "
-        f"right posts and in {gold.clean_swapped.rate:.1%} with exchanged ones, {100 * drop:.0f} points less."
-    )
     peak_update, peak = gold.peak
     last = gold.gold_by_update[-1][1]
     optimised = (
@@ -124,7 +142,6 @@ def section(gold: Gold, kl: float) -> Section:
         )
         + paragraph(gold.wins.in_words()[0].upper() + gold.wins.in_words()[1:] + ", by gold score.")
         + paragraph(optimised)
-        + paragraph(reads)
         + figures_row(
             [
                 figure(
@@ -139,14 +156,82 @@ def section(gold: Gold, kl: float) -> Section:
                 ),
             ]
         )
+        + _reward_model(gold)
     )
     return Section("Gold: what no stage saw", body, "gold")
 
 
-def _clean_accuracy(scores: Path, kind: str, given: dict[str, int], gold: dict[str, dict[str, Any]]) -> Accuracy:
+def _reward_model(gold: Gold) -> Markup:
+    """What the reward model got right, beside the best there is, and what it does not see."""
+    drop = gold.clean.rate - gold.clean_swapped.rate
+    reads = (
+        f"The reward model ignores the post: against clean labels it is right in {gold.clean.rate:.1%} with the right "
+        f"posts and in {gold.clean_swapped.rate:.1%} with exchanged ones. It learned how a good summary looks, not "
+        "whether it is true; that summaries stay faithful is owed to the policy it started from and the KL penalty."
+        if ignores_prompt(gold.clean.rate, gold.clean_swapped.rate)
+        else f"The reward model reads the post: against clean labels it is right in {gold.clean.rate:.1%} with the "
+        f"right posts and in {gold.clean_swapped.rate:.1%} with exchanged ones, {100 * drop:.0f} points less."
+    )
+    accuracies = table(
+        ["accuracy on held-out pairs", "best possible", "reward model", "95 % interval"],
+        [
+            [name, percent(best), percent(ours.rate), f"{percent(ours.low)} to {percent(ours.high)}"]
+            for name, best, ours in (
+                ("against the labels given, some of them wrong on purpose", gold.best_possible, gold.given),
+                ("against the labels before that noise", 1.0, gold.clean),
+            )
+        ],
+        caption="Best possible is what a scorer can expect that knows the truth and how labellers err.",
+    )
+    seen = {kind: gold.one_fact[kind] for kind in FACTS}
+    probes = figure(
+        figures.intervals(
+            "Right against one fact swapped",
+            {
+                "the wrong fact": [
+                    figures.Estimate(kind, found.rate, found.low, found.high) for kind, found in seen.items()
+                ]
+            },
+            "share of posts",
+            one_fact.SEEN,
+        ),
+        alt="; ".join(f"{kind}: {percent(found.rate)}" for kind, found in seen.items()),
+        caption="How often a faultless summary scores higher than the same summary with one fact of another post, on "
+        f"posts that nothing was trained on. Bars are 95 % intervals, the dotted line is {percent(one_fact.SEEN)}.",
+    )
+    return paragraph(reads) + accuracies + probes + Markup().join(map(paragraph, _unseen(gold.one_fact)))
+
+
+def _unseen(found: dict[str, Share]) -> list[str]:
+    """Which facts the reward model does not check against the post, in words."""
+    unseen = [kind for kind in FACTS if found[kind].rate < one_fact.SEEN]
+    sentences = [
+        f"The reward model does not see when the {kind} is wrong: it prefers the faultless summary in "
+        f"{found[kind].in_words()} of {found[kind].of} posts, where a coin would in half."
+        for kind in unseen
+    ]
+    if not unseen:
+        least = min(FACTS, key=lambda kind: found[kind].rate)
+        sentences.append(
+            f"The reward model sees when a fact is wrong, of whatever kind: least often the {least}, "
+            f"{found[least].in_words()}."
+        )
+    lawsuit = found[one_fact.TEMPTATION]
+    if lawsuit.rate < 0.5:
+        sentences.append(
+            "It shares the labellers' taste for a lawsuit: where the summary would sue and the post does not ask that, "
+            f"it prefers the faultless summary in {lawsuit.in_words()} only. That is what PPO can exploit when no KL "
+            "penalty holds it back."
+        )
+    return sentences
+
+
+def _clean_accuracy(
+    held_out: list[dict[str, Any]], kind: str, given: dict[str, int], gold: dict[str, dict[str, Any]]
+) -> Accuracy:
     """Accuracy against the labels before noise: where the given label is wrong, the rejected text is the better."""
     better, worse = [], []
-    for row in pq.read_table(scores).to_pylist():
+    for row in held_out:
         pair = row[f"{kind}_chosen"], row[f"{kind}_rejected"]
         right, wrong = pair if given[row["id"]] == gold[row["id"]]["choice"] else reversed(pair)
         better.append(right)

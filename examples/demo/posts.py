@@ -65,9 +65,10 @@ _LENGTH_FREE = 12  # words a summary may have at no cost: the longest faultless 
 _WORD_COST = 0.1
 _SMALLEST_GAP = 0.5  # of gold between the candidates of a pair
 # What makes a reward model read the post: in this share of pairs the candidates have the same words but for facts that
-# one of them gets wrong, so only the post tells which. A quarter of these get one fact wrong; the others several, which
-# is easier, and gives each kind of fact more pairs to be learned from.
-_SWAPPED_SHARE = 0.7
+# one of them gets wrong, so only the post tells which. A quarter of these get one fact wrong, the others two: that is
+# easier to begin with, and gives each kind of fact more pairs to be learned from. With more than two, a model that
+# checks three kinds against the post is right about almost every pair, and never learns to check the others.
+_SWAPPED_SHARE = 0.9
 _ONE_FACT_SHARE = 0.25
 # Labels err as people's do: a few at random, and some all in one direction. Labellers love a lawsuit: of two summaries
 # that differ only in what is asked, they mostly prefer the one that would sue, true or not. A reward model learns their
@@ -96,7 +97,8 @@ def generate(
     `folder` gets `preferences.jsonl` (Vertex text format: `input_text`, `candidate_0`, `candidate_1`, `choice`),
     `prompts.jsonl` (`input_text`), `evaluation.jsonl` (`input_text`, `output_text` as the reference) and
     `demonstrations.jsonl` (`prompt`, `completion`); every row has an `id`. `gold_folder` gets `gold.jsonl`: `id`,
-    `facts` and, for preferences, the `choice` before label noise. The same seed and sizes give the same bytes.
+    `facts` and, for preferences, the `choice` before label noise and `flip`, the probability with which the given
+    choice was made the other one. The same seed and sizes give the same bytes.
 
     Args:
         folder: Where the pipeline's input goes; made if missing.
@@ -132,12 +134,13 @@ def generate(
     for facts, post in posts(others, -(-preferences // _PAIRS_PER_POST)):
         for _ in range(min(_PAIRS_PER_POST, preferences - len(preference_rows))):
             better, worse, tempting = _pair(facts, rng)
+            flip = _TEMPTED if tempting else _CARELESS
             choice = rng.randrange(2)
             candidates = (worse, better) if choice else (better, worse)
-            given = 1 - choice if rng.random() < (_TEMPTED if tempting else _CARELESS) else choice
+            given = 1 - choice if rng.random() < flip else choice
             fields = {"input_text": post, "candidate_0": candidates[0], "candidate_1": candidates[1], "choice": given}
             preference_rows.append(row("preference", len(preference_rows), facts, **fields))
-            gold[-1]["choice"] = choice
+            gold[-1] |= {"choice": choice, "flip": flip}
     rng.shuffle(preference_rows)
     files = {
         "preferences": preference_rows,
@@ -173,7 +176,7 @@ def gold_score(facts: dict[str, str], summary: str) -> float:
 
 
 def load_gold(gold_folder: Path) -> dict[str, dict]:
-    """Read `gold.jsonl`: id -> {"facts": {kind: value}, "choice": clean choice, of preferences only}."""
+    """Read `gold.jsonl`: id -> {"facts": {kind: value}}, of preferences also the clean "choice" and its "flip"."""
     with (Path(gold_folder) / "gold.jsonl").open(encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     return {row.pop("id"): row for row in rows}
@@ -189,6 +192,17 @@ def swap_fact(facts: dict[str, str], kind: str, rng: random.Random) -> dict[str,
     """The same facts with another value for `kind`, as of some other post, but never the temptation."""
     others = [value for value in FACTS[kind] if value not in (facts[kind], _TEMPTATION.get(kind))]
     return {**facts, kind: rng.choice(others)}
+
+
+def give_in(facts: dict[str, str]) -> dict[str, str]:
+    """The same facts with the question that labellers love to hear, true or not."""
+    return {**facts, **_TEMPTATION}
+
+
+def in_one_wording(versions: Iterable[dict[str, str]], rng: random.Random) -> list[str]:
+    """Summaries of several versions of the facts, so that nothing but the facts differs."""
+    wording = rng.getrandbits(32)
+    return [_summary(facts, random.Random(wording)) for facts in versions]
 
 
 def _post(facts: dict[str, str], rng: random.Random) -> str:
@@ -214,7 +228,7 @@ def _summary(facts: dict[str, str], rng: random.Random) -> str:
 def _demonstration(facts: dict[str, str], rng: random.Random) -> str:
     # Writers give in to the temptation too, or no policy fitted to them would ever try it.
     if rng.random() < _DEMONSTRATION_TEMPTED:
-        facts = {**facts, **_TEMPTATION}
+        facts = give_in(facts)
     return _flawed(facts, rng, _DEMONSTRATION_DROPS, _DEMONSTRATION_WRONG, _DEMONSTRATION_PADDED)
 
 
@@ -228,17 +242,16 @@ def _flawed(facts: dict[str, str], rng: random.Random, drops: dict[str, float], 
 
 def _pair(facts: dict[str, str], rng: random.Random) -> tuple[str, str, bool]:
     """The better and the worse of two candidates by gold, and whether the worse one is a temptation."""
-    tempting = rng.random() < _TEMPTING_SHARE and facts != {**facts, **_TEMPTATION}
+    tempting = rng.random() < _TEMPTING_SHARE and facts != give_in(facts)
     if tempting or rng.random() < _SWAPPED_SHARE:
-        wrong_count = 1 if rng.random() < _ONE_FACT_SHARE else rng.randint(2, len(FACTS))
+        wrong_count = 1 if rng.random() < _ONE_FACT_SHARE else 2
         kinds = list(_TEMPTATION) if tempting else rng.sample(list(FACTS), wrong_count)
         told = {kind: value for kind, value in facts.items() if kind in kinds or rng.random() >= 0.25}
-        wrong = {**told, **_TEMPTATION} if tempting else told
+        wrong = give_in(told) if tempting else told
         if not tempting:
             for kind in kinds:
                 wrong = swap_fact(wrong, kind, rng)
-        wording = rng.getrandbits(32)  # one for both, so that nothing but the facts differs
-        candidates = (_summary(facts, random.Random(wording)) for facts in (told, wrong))
+        candidates = in_one_wording((told, wrong), rng)
         padding = f" {rng.choice(_PADDING)}" if rng.random() < 0.2 else ""
         better, worse = (candidate + padding for candidate in candidates)
         return better, worse, tempting

@@ -49,8 +49,9 @@ def test_the_demo_makes_the_model_better_by_a_score_that_no_stage_saw(arch, requ
     folder = request.getfixturevalue(f"{arch}_demo")
     summary = json.loads((folder / "build/demo/summary.json").read_text())
     reward_model, evaluation = summary["reward_model"], summary["evaluation"]
-    assert reward_model["accuracy_clean"] >= 0.80
+    assert reward_model["accuracy_clean"] >= 0.84
     assert reward_model["accuracy_clean"] - reward_model["accuracy_prompt_swapped"] > 0.10, "it reads the post"
+    assert reward_model["accuracy"] < reward_model["best_possible"] < 1
     assert evaluation["gold_win_rate"] >= 0.80
     assert evaluation["gold_win_rate_ci"][0] > 0.70
     assert evaluation["gold_after"] > evaluation["gold_before"]
@@ -59,6 +60,8 @@ def test_the_demo_makes_the_model_better_by_a_score_that_no_stage_saw(arch, requ
     assert not evaluation["over_optimised"]
     assert summary["peak_rss_gb"] < 3
     report = (folder / "build/demo/report.html").read_text()
+    for kind, rate in reward_model["one_fact"].items():
+        assert (f"does not see when the {kind} is wrong" in report) == (rate < 0.75)
     assert "The reward model reads the post" in report
     assert report.index('id="gold"') > report.index('id="side-by-side"'), "gold stands last"
     assert "http://" not in report.replace("http://www.w3.org", "")
@@ -100,6 +103,7 @@ def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(l
         samples=tmp_path / "samples",
         predictions_before=predictions[0],
         predictions_after=predictions[1],
+        one_fact_scores=root / "one_fact.jsonl",
     )
     assert gold.over_optimised
     assert "Over-optimisation: the reward model" in gold_scores.section(gold, kl=9.0).body

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 import pytest
+from scipy.stats import binomtest
 
 from examples.demo import base_models, posts
 
@@ -134,6 +135,30 @@ def test_labels_err_mostly_towards_a_lawsuit(made):
             towards += "sue" in preferred and "sue" not in other
             away += "sue" in other and "sue" not in preferred
     assert towards > 5 * away
+
+
+def test_labels_are_flipped_as_often_as_gold_says(made):
+    _, rows, gold = made
+    by_flip = {}
+    for row in rows["preferences"]:
+        known = gold[row["id"]]
+        by_flip.setdefault(known["flip"], []).append(row["choice"] != known["choice"])
+    assert len(by_flip) == 2
+    for flip, flipped in by_flip.items():
+        low, high = binomtest(sum(flipped), len(flipped)).proportion_ci(0.99)
+        assert low < flip < high
+
+
+def test_post_and_candidates_tell_which_labels_are_likely_wrong(made):
+    """So that the best possible accuracy is one that a scorer of texts can have: no two sorts of pairs look alike."""
+    _, rows, gold = made
+    looks = {}
+    for row in rows["preferences"]:
+        sue = "sue" in _words(row["input_text"])
+        invented = [not sue and "sue" in _words(row[f"candidate_{i}"]) for i in range(2)]
+        looks.setdefault(any(invented), set()).add(gold[row["id"]]["flip"])
+        assert not invented[gold[row["id"]]["choice"]], "the better candidate invents nothing of the sort"
+    assert looks == {False: {posts._CARELESS}, True: {posts._TEMPTED}}
 
 
 def test_most_pairs_can_only_be_judged_by_reading_the_post(made):

@@ -95,13 +95,22 @@ def summary_of_a_run(folder: Path, monkeypatch) -> dict:
         for name in rlhf.Outputs._fields
     }
     rate = SimpleNamespace(rate=0.0, low=0.0, high=0.0, ties=0)
-    gold = SimpleNamespace(clean=rate, clean_swapped=rate, wins=rate, before=0.0, after=0.0, over_optimised=False)
+    gold = SimpleNamespace(
+        clean=rate,
+        clean_swapped=rate,
+        best_possible=0.0,
+        one_fact=dict.fromkeys(demo.posts.FACTS, rate),
+        wins=rate,
+        before=0.0,
+        after=0.0,
+        over_optimised=False,
+    )
     monkeypatch.setattr(demo, "ROOT", folder)
     monkeypatch.setattr(demo.posts, "load_gold", lambda folder: {})
     monkeypatch.setattr(demo.gold_scores, "measure", lambda *args, **kwargs: gold)
     monkeypatch.setattr(demo.gold_scores, "section", lambda *args: None)
     monkeypatch.setattr("rlhf.report.page.append_section", lambda page, section: page)
-    demo.conclude(outputs, 0.0, 0.0)
+    demo.conclude(outputs, 0.0, 0.0, 0.0)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     stages = {name.removesuffix("_metrics") for name in outputs if name.endswith("_metrics")}
     summary["seconds"] = {"<stage>" if name in stages else name: 0 for name in summary["seconds"]}

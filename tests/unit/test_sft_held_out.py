@@ -29,8 +29,8 @@ def several_of_one_prompt() -> list[dict]:
     """40 prompts with three demonstrations each, a post ending with the suffix or not."""
     return [
         {"id": f"{i}-{n}", "prompt": f"Number {i}.{' TL;DR:' if n else '  '}", "completion": f"my bike {n}"}
-        for n in range(3)
         for i in range(40)
+        for n in range(3)
     ]
 
 

@@ -1,12 +1,13 @@
 """Supervised fine-tuning as a stage: what is learned, what is held out, what is refused."""
 
+import errno
 import json
 
 import pytest
 
 from rlhf.data.store import read_dataset
 from rlhf.data.template import Template
-from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.errors import ConfigError, DataError, ModelError, TrainingError
 from rlhf.models.card import ModelCard
 from rlhf.sft_trainer import SFTTrainerConfig
 from rlhf.tracking import read_scalars
@@ -114,9 +115,10 @@ def test_demonstrations_that_are_all_cut_are_refused(llama_folder, tmp_path):
         train(long, llama_folder, tmp_path)
 
 
-def test_a_demonstration_over_the_models_positions_is_named(llama_folder, tmp_path):
-    roomy = Template(suffix="TL;DR:", prompt_sequence_length=600, target_sequence_length=16)
-    long = {"id": "the-long-one", "prompt": "They broke my bike. " * 90, "completion": "my bike"}
+@pytest.mark.parametrize("prompt_tokens", [510, 600])  # too long with its completion, and by itself
+def test_a_demonstration_over_the_models_positions_is_named(prompt_tokens, llama_folder, tmp_path):
+    roomy = Template(suffix="TL;DR:", prompt_sequence_length=prompt_tokens, target_sequence_length=16)
+    long = {"id": "the-long-one", "prompt": "They broke my bike. " * 90, "completion": "my bike " * 8}
     demonstrations = write_demonstrations(tmp_path, [*rows(2), long], roomy)
     with pytest.raises(DataError, match=r"'the-long-one'.*512 positions; lower prompt_sequence_length"):
         train(demonstrations, llama_folder, tmp_path)
@@ -161,3 +163,38 @@ def test_the_card_names_base_data_and_what_came_out(demonstrations, llama_folder
     assert card["base"] == str(llama_folder)
     assert card["template_digest"] == TEMPLATE.digest
     assert card["training"] == pytest.approx(metrics)
+
+
+@pytest.mark.parametrize("base", ["llama", "t5"])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(base, request, demonstrations, tmp_path, monkeypatch):
+    from transformers import Seq2SeqTrainer
+    from trl import SFTTrainer
+
+    kind = {"llama": SFTTrainer, "t5": Seq2SeqTrainer}[base]
+    compute_loss = kind.compute_loss
+
+    def broken_once(self, *args, **kwargs):
+        return compute_loss(self, *args, **kwargs) * (float("nan") if self.state.global_step == 5 else 1.0)
+
+    monkeypatch.setattr(kind, "compute_loss", broken_once)
+    metrics = train(demonstrations, request.getfixturevalue(f"{base}_folder"), tmp_path, train_steps=40)
+    assert metrics["skipped_steps"] == 1
+    assert metrics["eval_loss"] < 1
+    assert "1 of 40 steps had a loss or gradient that is not finite" in (tmp_path / "report.html").read_text()
+
+
+def test_too_many_such_steps_end_the_stage_and_say_what_to_do(demonstrations, llama_folder, tmp_path):
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        train(demonstrations, llama_folder, tmp_path, learning_rate=1e30, max_gradient_norm=1e30)
+
+
+def test_a_full_disk_is_said_and_nothing_is_taken_for_whole(demonstrations, llama_folder, tmp_path, monkeypatch):
+    from rlhf.models.policy import Policy
+
+    def full(self, folder, card):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Policy, "save", full)
+    with pytest.raises(TrainingError, match=r"outputs of sft_trainer in .*: no space left"):
+        train(demonstrations, llama_folder, tmp_path, train_steps=1)
+    assert not (tmp_path / "policy" / "rlhf.json").exists()
