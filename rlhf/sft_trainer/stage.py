@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf.data.chat import without_marks
 from rlhf.data.store import read_dataset
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, TrainingError
 from rlhf.metrics import late_mean
 from rlhf.models.card import ModelCard
 from rlhf.progress import say
@@ -39,7 +39,7 @@ def run(
     Returns:
         demonstrations (trained on), held_out, steps, kept_step, skipped_steps, prompts_cut and completions_cut
         (shares), and the loss averaged over the last logs. With demonstrations held out also eval_loss, rouge_1,
-        rouge_2, rouge_l, rouge_lsum and ended, each of the weights kept.
+        rouge_2, rouge_l, rouge_lsum and ended, each of the weights kept. Empty on all processes but the first.
 
     Raises:
         ConfigError: The options do not fit the model, each other, or the checkpoint found.
@@ -85,9 +85,14 @@ def run(
     )
     state, said = _train(model, training, held_out, config, steps, tracker, checkpoints)
     tracker.close()
+    if state.skipped_steps == steps:
+        raise TrainingError(
+            f"all {steps} steps had a loss or gradient that is not finite, so nothing was learned; look for broken "
+            "weights in the base model"
+        )
     if not processes.is_main():
         return {}
-    metrics = _metrics(everything, training, held_out, config, steps, state)
+    metrics = _metrics(everything, training, held_out, steps, state)
     model.model = trainee.trained()
     card = ModelCard(
         kind="policy",
@@ -123,13 +128,12 @@ def _metrics(
     everything: Sequence[Any],
     training: Sequence[Any],
     held_out: Sequence[Any],
-    config: SFTTrainerConfig,
     steps: int,
     state: Any,
 ) -> dict[str, float]:
     from rlhf.sft_trainer.held_out import MEASURES
 
-    kept_step = state.best_step if held_out and config.keep == "best" else steps
+    kept_step = state.best_step or steps
     metrics = {
         "demonstrations": len(training),
         "held_out": len(held_out),

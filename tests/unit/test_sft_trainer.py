@@ -188,6 +188,16 @@ def test_too_many_such_steps_end_the_stage_and_say_what_to_do(demonstrations, ll
         train(demonstrations, llama_folder, tmp_path, learning_rate=1e30, max_gradient_norm=1e30)
 
 
+def test_a_run_of_which_every_step_was_skipped_is_no_model(demonstrations, llama_folder, tmp_path, monkeypatch):
+    from trl import SFTTrainer
+
+    compute_loss = SFTTrainer.compute_loss
+    monkeypatch.setattr(SFTTrainer, "compute_loss", lambda *args, **kw: compute_loss(*args, **kw) * float("nan"))
+    with pytest.raises(TrainingError, match="all 3 steps had a loss or gradient that is not finite"):
+        train(demonstrations, llama_folder, tmp_path, train_steps=3)
+    assert not (tmp_path / "policy").exists()
+
+
 def test_a_full_disk_is_said_and_nothing_is_taken_for_whole(demonstrations, llama_folder, tmp_path, monkeypatch):
     from rlhf.models.policy import Policy
 
