@@ -3,7 +3,9 @@ import os
 import subprocess
 from unittest.mock import patch
 
+import fsspec
 import pytest
+from fsspec.registry import _registry as clients
 
 from rlhf.errors import ConfigError, DataError, TrainingError
 from rlhf.training.checkpoints import Checkpoints, raise_if_full
@@ -72,15 +74,28 @@ def test_a_checkpoint_of_another_run_is_refused_and_says_in_what_it_differs(stat
     assert "give every run a folder of its own" in str(error.value)
 
 
-def test_checkpoints_lie_in_an_object_store_as_on_a_disk(state, tmp_path):
-    with stores.moto() as port, stores.s3(port) as store, patch.dict(os.environ, store.environment):
-        uri = store.uri("checkpoints")
-        Checkpoints(uri, IDENTITY).save(state, 10)
-        Checkpoints(uri, IDENTITY).save(state, 20)
-        assert Checkpoints(uri, IDENTITY).fetch_latest(tmp_path / "back") == 20
-        assert (tmp_path / "back/nested/run.json").read_text() == "{}"
-        Checkpoints(uri, IDENTITY).remove()
-        assert Checkpoints(uri, IDENTITY).fetch_latest(tmp_path / "again") is None
+@pytest.fixture
+def s3():
+    """A store of which no client is left that another test could meet."""
+    with (
+        stores.moto() as port,
+        stores.s3(port) as store,
+        patch.dict(os.environ, store.environment),
+        patch.dict(clients),
+    ):
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        yield store
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
+
+def test_checkpoints_lie_in_an_object_store_as_on_a_disk(s3, state, tmp_path):
+    uri = s3.uri("checkpoints")
+    Checkpoints(uri, IDENTITY).save(state, 10)
+    Checkpoints(uri, IDENTITY).save(state, 20)
+    assert Checkpoints(uri, IDENTITY).fetch_latest(tmp_path / "back") == 20
+    assert (tmp_path / "back/nested/run.json").read_text() == "{}"
+    Checkpoints(uri, IDENTITY).remove()
+    assert Checkpoints(uri, IDENTITY).fetch_latest(tmp_path / "again") is None
 
 
 def test_a_full_disk_is_named_with_what_to_do(state, tmp_path):
