@@ -37,8 +37,10 @@ def test_completions_end_after_training_on_short_answers(base, packing, request,
     assert "It learned to end: 100" in (tmp_path / "report.html").read_text()
 
 
-def test_the_saved_tokenizer_pads_with_something_else_than_eos(pythia_folder, tmp_path):
-    train(write_demonstrations(tmp_path, rows(2)), pythia_folder, tmp_path, train_steps=1)
+@pytest.mark.parametrize("base", ["pythia", "padded_with_eos"])
+def test_the_saved_tokenizer_pads_with_something_else_than_eos(base, request, tmp_path):
+    folder = request.getfixturevalue(f"{base}_folder")
+    train(write_demonstrations(tmp_path, rows(2)), folder, tmp_path, train_steps=1)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     assert tokenizer.pad_token_id is not None
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
