@@ -19,7 +19,7 @@ class RewardFunction(StageConfig):
     def _says_where(cls, function: str) -> str:
         place, _, name = function.rpartition(":")
         if not place or not name.isidentifier():
-            raise ValueError("path/to/file.py:name or package.module:name")
+            raise ValueError("a function is named path/to/file.py:name or package.module:name")
         return function
 
     @property

@@ -1,0 +1,98 @@
+"""The reward of an episode: the weighted sum of what a reward model and functions give for it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+from rlhf.errors import ConfigError
+from rlhf.rewards.functions import FunctionReward
+
+
+class Scorer(Protocol):
+    """A reward model, such as `rlhf.models.scoring.RewardModel`."""
+
+    def score(self, prompts: list[str], completions: list[str]) -> list[float]: ...
+
+
+@dataclass
+class Scored:
+    """Rewards of some completions, in their order."""
+
+    total: list[float]  # the weighted sum, or NaN where that is no finite number or nothing judged
+    parts: dict[str, list[float | None]]  # before their weights, by name; None where a function does not judge
+
+
+class Rewards:
+    """What earns a reward in a run. As a context manager it ends the functions' processes."""
+
+    def __init__(self, reward_model: Scorer | None, reward_model_weight: float, functions: Sequence[FunctionReward]):
+        """
+        Raises:
+            ConfigError: There is neither a reward model nor a function.
+        """
+        if reward_model is None and not functions:
+            raise ConfigError(
+                "reward_functions: found none, and no reward model either, so nothing would earn a reward; give a "
+                "reward model, or name at least one function in reward_functions"
+            )
+        self.reward_model = reward_model
+        self.functions: dict[str, FunctionReward] = {}
+        self.weights = {} if reward_model is None else {"reward_model": reward_model_weight}
+        for function in functions:
+            name, number = function.config.name, 1
+            while name in self.weights:
+                number += 1
+                name = f"{function.config.name}_{number}"
+            self.functions[name] = function
+            self.weights[name] = function.config.weight
+
+    def score(
+        self,
+        texts: list[str],
+        prompts: list[str | list[dict[str, str]]],
+        completions: list[str],
+        columns: Mapping[str, list[Any]],
+    ) -> Scored:
+        """
+        Args:
+            texts: Rendered prompts, as the policy and the reward model read them.
+            prompts: The same as they were given: texts, or lists of messages. With the latter, functions get each
+                completion as a list of one message too, as from TRL.
+            completions: What the policy said to each.
+            columns: What else functions are given of each row, such as `id` and `reference`.
+
+        Raises:
+            TrainingError: A function fails; see `FunctionReward.grade`.
+        """
+        parts: dict[str, list[float | None]] = {}
+        if self.reward_model is not None:
+            parts["reward_model"] = list(self.reward_model.score(texts, completions))
+        said = [
+            completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+        for name, function in self.functions.items():
+            parts[name] = function.grade(prompts, said, columns)
+        weights = list(self.weights.values())
+        return Scored([weighted_sum(weights, row) for row in zip(*parts.values(), strict=True)], parts)
+
+    def close(self) -> None:
+        for function in self.functions.values():
+            function.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def weighted_sum(weights: Sequence[float], row: Sequence[float | None]) -> float:
+    """The sum over the parts that judged, as TRL's `nansum`; NaN if none did, or if it is not finite.
+
+    Unlike there, a part that is NaN or infinite is not taken for one that did not judge: it makes the sum NaN.
+    """
+    judged = [weight * reward for weight, reward in zip(weights, row, strict=True) if reward is not None]
+    total = sum(judged)
+    return total if judged and math.isfinite(total) else math.nan

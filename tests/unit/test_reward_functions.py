@@ -1,0 +1,353 @@
+"""A reward function of the user's own: what it is given, what it may return, and how its faults are said."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlhf.errors import ConfigError, TrainingError
+from rlhf.rewards import functions
+from rlhf.rewards.config import RewardFunction
+from rlhf.rewards.functions import FunctionReward
+
+
+@pytest.fixture
+def reward(tmp_path):
+    """Writes a file of functions and starts the one named `fn`."""
+    started = []
+
+    def start(code: str, **options) -> FunctionReward:
+        file = tmp_path / "graders.py"
+        file.write_text(code)
+        started.append(FunctionReward(RewardFunction(function=f"{file}:fn", **options)))
+        return started[-1]
+
+    yield start
+    for function in started:
+        function.close()
+
+
+def grade(function: FunctionReward, completions=("a", "bb"), **columns):
+    return function.grade([f"P {i}" for i in range(len(completions))], list(completions), columns)
+
+
+def refused(start, code: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        start(code)
+    return one_line(caught.value)
+
+
+def failed(function: FunctionReward, **columns) -> str:
+    with pytest.raises(TrainingError) as caught:
+        grade(function, **columns)
+    return one_line(caught.value)
+
+
+def one_line(error: Exception) -> str:
+    """The message, which names the function as it was configured."""
+    message = str(error)
+    assert "\n" not in message
+    assert re.match(r"reward function \S+:\w+: ", message)
+    return message
+
+
+# What it is given, and what it may return
+
+
+def test_a_function_is_called_with_prompts_completions_and_columns(reward):
+    function = reward(
+        "def fn(prompts, completions, **columns):\n"
+        "    assert columns == {'id': ['x', 'y'], 'reference': ['bb', None]}, columns\n"
+        "    return [float(p == 'P 0') + (c == r) for p, c, r in zip(prompts, completions, columns['reference'])]\n"
+    )
+    assert grade(function, id=["x", "y"], reference=["bb", None]) == [1.0, 0.0]
+
+
+def test_a_function_can_be_one_of_a_package_that_this_process_finds(tmp_path, monkeypatch):
+    (tmp_path / "company").mkdir()
+    (tmp_path / "company/graders.py").write_text("def fn(**_): return [1, 2]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = FunctionReward(RewardFunction(function="company.graders:fn"))
+    assert grade(function) == [1.0, 2.0]
+    function.close()
+
+
+def test_every_kind_of_number_is_a_reward(reward):
+    function = reward(
+        "import numpy\nfrom fractions import Fraction\n"
+        "def fn(**_): return [True, 2, numpy.float32(0.5), numpy.int64(3), Fraction(1, 4), None]\n"
+    )
+    rewards = grade(function, "abcdef")
+    assert rewards == [1.0, 2.0, 0.5, 3.0, 0.25, None]
+    assert {type(reward) for reward in rewards[:-1]} == {float}
+
+
+def test_an_array_is_as_good_as_a_list(reward):
+    assert grade(reward("import numpy\ndef fn(**_): return numpy.array([1.5, 2])\n")) == [1.5, 2.0]
+
+
+def test_rewards_that_are_not_finite_stay_for_the_caller_to_count(reward):
+    rewards = grade(reward("def fn(**_): return [float('nan'), float('inf'), -float('inf')]\n"), "abc")
+    assert math.isnan(rewards[0])
+    assert rewards[1:] == [math.inf, -math.inf]
+
+
+def test_a_function_may_be_async_and_keeps_its_event_loop(reward):
+    function = reward(
+        "import asyncio\nloops = set()\n"
+        "async def fn(completions, **_):\n"
+        "    await asyncio.sleep(0)\n"
+        "    loops.add(id(asyncio.get_running_loop()))\n"
+        "    return [len(loops)] * len(completions)\n"
+    )
+    assert grade(function) == grade(function) == [1.0, 1.0]
+
+
+def test_a_function_is_loaded_once_and_remembers(reward):
+    function = reward("calls = []\ndef fn(**_):\n    calls.append(1)\n    return [len(calls)] * 2\n")
+    assert [grade(function)[0] for _ in range(3)] == [1.0, 2.0, 3.0]
+
+
+def test_what_a_function_prints_reaches_the_log_and_disturbs_nothing(reward, capfd):
+    function = reward(
+        "import os, sys\nprint('{\"rewards\": [9, 9]}')\n"
+        "def fn(completions, **_):\n"
+        "    print('from the function'); print('{}', file=sys.stderr); os.write(1, b'raw' * 100_000)\n"
+        "    return [1] * len(completions)\n"
+    )
+    assert grade(function) == grade(function) == [1.0, 1.0]
+    assert "from the function" in capfd.readouterr().out
+
+
+def test_any_text_reaches_the_function_as_it_is(reward):
+    texts = ["two\nlines", "\u2028 é 🙂 \x00", "\ud800", "x" * 3_000_000, ""]
+    function = reward("def fn(completions, reference, **_): return [a == b for a, b in zip(completions, reference)]\n")
+    assert grade(function, texts, reference=texts) == [1.0] * 5
+
+
+def test_a_file_can_import_its_neighbours_and_be_called_as_a_library_is(tmp_path):
+    (tmp_path / "neighbour.py").write_text("VALUE = 7\n")
+    (tmp_path / "json.py").write_text("from neighbour import VALUE\ndef fn(**_): return [VALUE] * 2\n")
+    function = FunctionReward(RewardFunction(function=f"{tmp_path}/json.py:fn"))
+    assert grade(function) == [7.0, 7.0]
+    function.close()
+
+
+def test_the_process_that_trains_does_not_run_the_function(reward):
+    function = reward("import os\ndef fn(**_): return [os.getpid(), os.getppid()]\n")
+    child, parent = grade(function)
+    assert child != parent == os.getpid()
+
+
+# What is refused before anything is trained
+
+
+@pytest.mark.parametrize("function", ["graders.py", "graders.py:", ":fn", "graders.py:not a name", ""])
+def test_a_function_that_is_not_named_by_place_and_name_is_refused(function):
+    with pytest.raises(
+        ConfigError, match=r"function: found .* expected: .*path/to/file.py:name or package.module:name"
+    ):
+        RewardFunction.parse({"function": function})
+
+
+@pytest.mark.parametrize(
+    "option", [{"timeout_seconds": 0}, {"timeout_seconds": math.inf}, {"weight": math.nan}, {"wieght": 1}]
+)
+def test_options_out_of_range_are_refused(option):
+    with pytest.raises(ConfigError, match=next(iter(option))):
+        RewardFunction.parse({"function": "graders.py:fn"} | option)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        ("nowhere/graders.py:fn", r"there is no file .*nowhere/graders.py; correct the path"),
+        ("tests.no_such_module:fn", r"there is no module tests.no_such_module; correct its name, install it"),
+        ("no_such_package.graders:fn", r"there is no module no_such_package; correct its name, install it"),
+        ("math:no_such", r"there is no no_such in math"),
+    ],
+)
+def test_a_place_where_there_is_no_function_is_refused(function, expected):
+    with pytest.raises(ConfigError, match=expected) as caught:
+        FunctionReward(RewardFunction(function=function))
+    assert f"reward function {function}: " in one_line(caught.value)
+
+
+def test_a_file_without_the_function_is_refused_with_those_it_has(reward):
+    code = "from math import sqrt\nfrom textwrap import dedent\ndef length(**_): ...\ndef overlap(**_): ...\n"
+    assert "there is no fn in " in (message := refused(reward, code))
+    assert "which has length, overlap; correct it" in message
+
+
+def test_what_cannot_be_called_is_refused(reward):
+    assert "found [1, 2] (list), expected a function fn(prompts, completions, **columns)" in refused(
+        reward, "fn = [1, 2]"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("\nimport no_such_package\n", r"ModuleNotFoundError: No module named 'no_such_package' at .*graders.py:2; "),
+        ("def fn(:\n", r"SyntaxError: .*graders.py, line 1"),
+        ("\n\n1 / 0\n", r"ZeroDivisionError: division by zero at .*graders.py:3; "),
+        ("raise SystemExit('bye')\n", r"SystemExit: bye at .*graders.py:1; "),
+        ("raise ValueError('two\\nlines')\n", r"ValueError: two lines at .*graders.py:1; "),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_refused_with_its_error_and_line(reward, code, expected):
+    message = refused(reward, code)
+    assert re.search(r"cannot be loaded: " + expected, message)
+
+
+def test_a_file_that_ends_its_process_when_loaded_is_refused(reward):
+    assert "its process ended (exit status 3) during loading" in refused(reward, "import os\nos._exit(3)\n")
+
+
+def test_a_file_that_never_gets_loaded_is_refused_and_its_process_ended(reward, monkeypatch):
+    monkeypatch.setattr(functions, "LOAD_SECONDS", 1.0)
+    started = children()
+    assert "loading took more than 1 s, so its process was ended" in refused(reward, "while True: pass\n")
+    assert children() == started
+
+
+# What ends training
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (
+            "def fn(**_):\n    raise KeyError('colour')\n",
+            r"raised KeyError: 'colour' at .*graders.py:2, expected rewards",
+        ),
+        ("import json\ndef fn(**_):\n\n    json.loads('{')\n", r"raised JSONDecodeError: .* at .*graders.py:4, "),
+        ("def fn(**_):\n    raise SystemExit(0)\n", r"raised SystemExit: 0 at .*graders.py:2, "),
+        ("async def fn(**_):\n    1 / 0\n", r"raised ZeroDivisionError: .* at .*graders.py:2, "),
+        (
+            "def fn(**_):\n    raise ValueError('x' * 10_000_000)\n",
+            r"raised ValueError: x{100,500} at .*graders.py:2, ",
+        ),
+    ],
+)
+def test_a_function_that_raises_ends_training_with_its_error_and_line(reward, code, expected):
+    assert re.search(expected, failed(reward(code)))
+
+
+def test_a_function_that_does_not_take_the_columns_is_told_what_it_is_given(reward):
+    message = failed(reward("def fn(prompts, completions): return [0, 0]\n"), id=["x", "y"])
+    assert "unexpected keyword argument 'id', expected it to take fn(prompts, completions, **columns)" in message
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected"),
+    [
+        ("[1.0]", "returned 1 rewards for 2 completions, expected one for each"),
+        ("[]", "returned 0 rewards for 2 completions, expected one for each"),
+        ("[1, 2, 3]", "returned 3 rewards for 2 completions, expected one for each"),
+        ("0.5", "returned 0.5 (float), expected a list"),
+        ("None", "returned None (NoneType), expected a list"),
+        ("'ab'", "returned 'ab' (str), expected a list"),
+        ("{'a': 1, 'b': 2}", "returned {'a': 1, 'b': 2} (dict), expected a list"),
+        ("[1, 'good']", "returned 'good' (str) for row 2 of 2 (id 'y'), expected a number or None"),
+        ("['1.5', 1]", "returned '1.5' (str) for row 1 of 2 (id 'x'), expected a number or None"),
+        ("[1, [2]]", "returned [2] (list) for row 2 of 2 (id 'y'), expected a number or None"),
+        ("[1j, 1]", "returned 1j (complex) for row 1 of 2 (id 'x'), expected a number or None"),
+    ],
+)
+def test_what_is_not_a_number_for_each_completion_ends_training(reward, returned, expected):
+    assert expected in failed(reward(f"def fn(**_): return {returned}\n"), id=["x", "y"])
+
+
+def test_rewards_are_counted_against_the_completions_that_were_given(reward):
+    function = reward("def fn(completions, **_):\n    completions.pop()\n    return [1] * len(completions)\n")
+    assert "returned 1 rewards for 2 completions" in failed(function)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("os._exit(3)", "exit status 3"),
+        ("os._exit(0)", "exit status 0"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("os.abort()", "SIGABRT"),
+    ],
+)
+def test_a_function_that_ends_its_process_is_said_at_once(reward, how, expected):
+    function = reward(f"import os, signal\ndef fn(**_): {how}\n")
+    before = time.monotonic()
+    assert f"its process ended ({expected}) during a call with 2 completions" in failed(function)
+    assert time.monotonic() - before < 10
+    assert "its process ended" in failed(function)  # and stays said
+
+
+@pytest.mark.parametrize("body", ["while True: pass", "time.sleep(1000)", "subprocess.run(['sleep', '987.25'])"])
+def test_a_function_that_hangs_is_ended_at_its_timeout_with_all_it_started(reward, body):
+    started = children()
+    function = reward(f"import subprocess, time\ndef fn(**_):\n    {body}\n", timeout_seconds=1.0)
+    before = time.monotonic()
+    message = failed(function)
+    assert time.monotonic() - before < 5
+    assert "a call with 2 completions took more than 1 s, so its process was ended; make it faster, or raise" in message
+    assert children() == started
+    soon(lambda: all(p.info["cmdline"] != ["sleep", "987.25"] for p in psutil.process_iter(["cmdline"])))
+
+
+def test_a_function_that_raised_can_be_called_again(reward):
+    function = reward("def fn(completions, **_): return [1 / len(c) for c in completions]\n")
+    with pytest.raises(TrainingError, match="ZeroDivisionError"):
+        grade(function, ["", "a"])
+    assert grade(function, ["aa", "a"]) == [0.5, 1.0]
+
+
+# Its process
+
+
+def test_closing_ends_the_process_and_can_be_repeated(reward):
+    started = children()
+    function = reward("def fn(**_): return [0, 0]\n")
+    assert children() > started
+    function.close()
+    function.close()
+    assert children() == started
+
+
+def test_the_process_ends_with_the_one_that_trains(tmp_path):
+    (tmp_path / "graders.py").write_text("def fn(**_): return []\n")
+    code = (
+        "import os\nfrom rlhf.rewards.config import RewardFunction\nfrom rlhf.rewards.functions import FunctionReward\n"
+        f"kept = FunctionReward(RewardFunction(function={str(tmp_path / 'graders.py:fn')!r}))\n"
+        "print(kept._process.pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    root = Path(functions.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    soon(lambda: not running(int(done.stdout)))
+
+
+def test_starting_a_function_does_not_import_torch(reward):
+    function = reward("import sys\ndef fn(**_): return ['torch' in sys.modules, 'pydantic' in sys.modules]\n")
+    assert grade(function) == [0.0, 0.0]
+
+
+def soon(holds) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
