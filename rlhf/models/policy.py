@@ -1,14 +1,22 @@
 """A language model that answers prompts: what it reads, how it samples, and the log-probabilities of what it said."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from rlhf.data.template import Template
 from rlhf.models import adapting
+from rlhf.models.batching import by_length
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import (
@@ -45,6 +53,9 @@ class Policy:
         vocabulary = model.get_output_embeddings().weight.shape[0]
         forbidden = {i for i in tokenizer.all_special_ids if i != self.eos} | set(range(len(tokenizer), vocabulary))
         self.forbidden = sorted(i for i in forbidden if i < vocabulary)
+        # T5 has relative positions and no limit.
+        self.positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+        self._forbidden: torch.Tensor | None = None
 
     @classmethod
     def load(cls, folder: str | Path, template: Template | None = None, merged: bool = False) -> Self:
@@ -118,49 +129,86 @@ class Policy:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         temperature: float,
-        batch_size: int,
+        batch_size: int | None = None,
         on_batch: Callable[[int, int], None] = lambda prompts, tokens: None,
+        *,
+        tokens_at_once: int = sys.maxsize,
+        draws: torch.Tensor | None = None,
+        synced: bool = False,
     ) -> list[list[int]]:
         """Sample one completion a prompt (greedy at temperature 0), in batches of prompts of similar length.
 
         Args:
             prompts: Token ids from `encode_prompt`.
+            batch_size: Prompts at once, at most.
             on_batch: Called after each batch with the prompts and tokens finished so far.
+            tokens_at_once: Tokens of a batch, padding and room for the completions included.
+            draws: (prompts, max_new_tokens) uniform in [0, 1): what is sampled depends on a prompt's own numbers alone,
+                and not on the batch that it is in. None draws them from torch's RNG.
+            synced: Keep step with other processes that hold parts of the model.
         Returns:
             Token ids of each completion in the order of the prompts, ending in EOS unless cut at `max_new_tokens`.
         """
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}
+        if draws is None and temperature > 0:
+            draws = torch.rand(len(prompts), max_new_tokens)
         config = GenerationConfig(
             max_new_tokens=max_new_tokens,
             pad_token_id=self.pad,
             eos_token_id=self.eos,
-            suppress_tokens=self.forbidden or None,
+            suppress_tokens=self.forbidden if self.forbidden and temperature == 0 else None,
             decoder_start_token_id=self.model.generation_config.decoder_start_token_id,
-            **sampling,
         )
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         completions: list[list[int]] = [[] for _ in prompts]
-        tokens = 0
+        done = tokens = 0
         self.model.eval()
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in by_length([len(ids) + max_new_tokens for ids in prompts], tokens_at_once, batch_size):
             ids, mask = pad_left([prompts[i] for i in rows], self.pad, self.model.device)
-            output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             begin = ids.shape[1] if self.kind is Kind.CAUSAL else 1  # past the prompt, or past decoder_start
+            sampling = []
+            if temperature > 0:
+                sampling = [Sampling(self, temperature, draws[rows].to(self.model.device), begin)]
+            output = self.model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=LogitsProcessorList(sampling),
+                synced_gpus=synced,
+            )
             for row, sampled in zip(rows, output[:, begin:].tolist(), strict=True):
                 ended = sampled.index(self.eos) + 1 if self.eos in sampled else len(sampled)
                 completions[row] = sampled[:ended]
                 tokens += ended
-            on_batch(start + len(rows), tokens)
+            done += len(rows)
+            on_batch(done, tokens)
         return completions
 
-    def log_softmax(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
-        """Log-probabilities as sampled: at the temperature, with no mass on forbidden tokens. (..., vocabulary)."""
+    def tempered(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Logits of what is sampled: in float32, at the temperature, -inf on forbidden tokens. (..., vocabulary)."""
         logits = logits.float() / temperature
-        if self.forbidden:
-            blocked = torch.tensor(self.forbidden, device=logits.device)
-            logits = logits.index_fill(-1, blocked, float("-inf"))
-        return torch.log_softmax(logits, -1)
+        if self._forbidden is None or self._forbidden.device != logits.device:
+            with torch.inference_mode(False):  # autograd is to take it too
+                self._forbidden = torch.tensor(self.forbidden, dtype=torch.long, device=logits.device)
+        return logits.index_fill_(-1, self._forbidden, float("-inf"))
+
+
+class Sampling(LogitsProcessor):
+    """Samples by inverting the distribution function at numbers drawn beforehand; greedy search then takes the token.
+
+    Args:
+        draws: (rows, steps) uniform in [0, 1).
+        begin: Tokens that stand before the first that is sampled.
+    """
+
+    def __init__(self, policy: Policy, temperature: float, draws: torch.Tensor, begin: int):
+        self.policy, self.temperature, self.draws, self.begin = policy, temperature, draws.double(), begin
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        logits = self.policy.tempered(scores, self.temperature)
+        # In double precision a number under 1 stays under the total, and so never meets a token of probability 0.
+        below = torch.softmax(logits, -1).cumsum(-1, dtype=torch.float64)
+        drawn = self.draws[:, input_ids.shape[1] - self.begin, None] * below[:, -1:]
+        token = torch.searchsorted(below, drawn, right=True)
+        return torch.full_like(logits, float("-inf")).scatter_(-1, token, 0.0)
 
 
 def _base_loader(source: Source, tokenizer: PreTrainedTokenizerBase) -> adapting.LoadBase:

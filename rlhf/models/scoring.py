@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models import adapting
+from rlhf.models.batching import by_length
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import (
@@ -179,20 +180,15 @@ class RewardModel:
         on_batch: Callable[[int], None] = lambda pairs: None,
     ) -> list[float]:
         """Shifted scores of what `encode` gave, in its order; batched by length, long texts fewer at a time."""
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]["input_ids"]), i))
         scores = [0.0] * len(rows)
         was_training = self.model.training
         self.model.eval()
         done = 0
-        while done < len(order):
-            size = min(batch_size, len(order) - done)
-            while size > 1 and size * len(rows[order[done + size - 1]]["input_ids"]) > TOKENS_AT_ONCE:
-                size -= 1
-            chunk = order[done : done + size]
+        for chunk in by_length([len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE, batch_size):
             batch = {k: v.to(self.model.device) for k, v in self.collate([rows[i] for i in chunk]).items()}
             for i, score in zip(chunk, self.forward(**batch).tolist(), strict=True):
                 scores[i] = score + self.shift
-            done += size
+            done += len(chunk)
             on_batch(done)
         self.model.train(was_training)
         return scores

@@ -3,14 +3,23 @@
 They take a second to import, so that this module is imported where there is an adapter.
 """
 
+import contextlib
+import copy
 import importlib.util
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -19,6 +28,8 @@ from rlhf.errors import ModelError
 from rlhf.training.config import Lora
 
 ADAPTER_FILE = "adapter_model.safetensors"
+TRAINED = "default"  # PEFT's name of a model's first adapter
+REFERENCE = "reference"
 
 
 def quantisation(device: torch.device, keep: Sequence[str]) -> BitsAndBytesConfig:
@@ -142,7 +153,7 @@ def save_adapter(model: PeftModel, folder: str | Path, base: str) -> None:
     config = model.peft_config[model.active_adapter]
     config.base_model_name_or_path = base
     # A padding token that was added to the vocabulary is masked wherever it stands: its embedding is not worth keeping.
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=False, selected_adapters=[TRAINED])
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
@@ -169,6 +180,25 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             "them; it was trained on another model, or saved by another version of peft"
         )
     return adapted
+
+
+def copy_adapter(model: PeftModel, name: str) -> None:
+    """Put a frozen copy of the trained adapter beside it, on the same base."""
+    config = copy.deepcopy(model.peft_config[TRAINED])
+    config.inference_mode = True
+    model.add_adapter(name, config)
+    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=TRAINED), adapter_name=name)
+    model.set_adapter(TRAINED)
+
+
+@contextlib.contextmanager
+def using_adapter(model: PeftModel, name: str) -> Iterator[None]:
+    """Compute with another adapter than the one that is trained, without gradients."""
+    model.set_adapter(name, inference_mode=True)
+    try:
+        yield
+    finally:
+        model.set_adapter(TRAINED)
 
 
 def merge(model: PeftModel, plain_base: Any) -> PreTrainedModel:

@@ -4,39 +4,96 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from rlhf.config import StageConfig
+from rlhf.rewards.config import RewardFunction
+from rlhf.training.config import TrainerConfig
 
 
-class PPOTrainerConfig(StageConfig):
-    """Proximal policy optimisation. Defaults follow Huang et al. 2024 ("The N+ implementation details of RLHF with
-    PPO") unless said otherwise."""
+class PPOTrainerConfig(TrainerConfig):
+    """Proximal policy optimisation (Schulman et al. 2017). Defaults follow Huang et al. 2024 ("The N+ implementation
+    details of RLHF with PPO") unless said otherwise."""
 
+    # How much, and in what portions
     train_steps: int = Field(
         1000, ge=1, description="PPO updates; each samples `batch_size` episodes and trains on them."
     )
-    batch_size: int = Field(512, ge=1, description="Episodes (prompt and completion) per update.")
-    minibatch_size: int = Field(512, ge=1, description="Episodes per optimiser step; at most `batch_size`.")
-    microbatch_size: int = Field(
-        64, ge=1, description="Episodes per forward pass; gradients are accumulated over them."
+    batch_size: int = Field(512, ge=1, description="Episodes (prompt and completion) per update, of all processes.")
+    minibatch_size: int | None = Field(
+        None, ge=1, description="Episodes per optimiser step; unset means `batch_size`, as in the paper."
     )
     epochs: int = Field(4, ge=1, description="Passes over the episodes of one update.")
-    learning_rate: float = Field(
-        3e-6, gt=0, description="Policy's learning rate before the multiplier; falls linearly to 0."
+    microbatch_tokens: int = Field(
+        8192,
+        ge=1,
+        description="Tokens, padding included, of one forward and backward pass; gradients are accumulated over them. "
+        "Changes memory and speed, not the gradient.",
     )
-    learning_rate_multiplier: float = Field(
-        1.0, gt=0, description="Multiplies both learning rates, as in the Vertex pipeline."
+    rollout_tokens: int = Field(
+        65536, ge=1, description="Tokens, prompts and room for completions, that are sampled at once."
     )
-    value_learning_rate: float | None = Field(
-        None, gt=0, description="Critic's learning rate before the multiplier; unset takes the policy's."
+    logits_at_once: int = Field(
+        512, ge=1, description="Tokens whose logits over the vocabulary are held at once; memory is for so many only."
     )
-    max_gradient_norm: float = Field(
-        1.0, gt=0, description="Policy and critic gradients are each clipped to this norm."
+
+    # What earns
+    reward_model_weight: float = Field(1.0, description="The reward model's score is multiplied by this.")
+    reward_functions: list[RewardFunction] = Field(
+        [], description="Functions whose rewards are added: mappings of function, weight and timeout_seconds."
     )
-    kl_coeff: float = Field(
-        0.1,
+    reward_scaling: Literal["none", "standardise", "running"] = Field(
+        "none",
+        description="standardise: subtract the mean and divide by the standard deviation of the first update's "
+        "rewards, which the untuned policy earned (Stiennon et al. 2020 normalise likewise). running: of all so far.",
+    )
+    reward_clip: float | None = Field(
+        None, gt=0, description="Scaled rewards are clipped to +- this (Engstrom et al. 2020); unset clips none."
+    )
+    missing_eos_score: float | None = Field(
+        -1.0,
+        description="Replaces the scaled reward of a completion cut off before it ended (detail 14); null keeps it.",
+    )
+    missing_eos_penalty: float = Field(
+        0.0, ge=0, description="Subtracted from it instead, as TRL does; needs missing_eos_score null."
+    )
+    score_position: Literal["eos", "after_eos"] = Field(
+        "eos",
+        description="Where the reward is paid: with the last token, or one position later, whose value the critic then "
+        "gives too, as in TRL and in the paper's code.",
+    )
+    max_bad_rewards: float = Field(
+        0.05,
         ge=0,
-        description="Weight of the per-token KL penalty (k1) in the reward. 0.05 in the paper; 0.1 on Vertex.",
+        lt=1,
+        description="Episodes whose reward is not a finite number are left out and counted; a larger share of an "
+        "update's ends the run.",
     )
+
+    # How far it may go
+    kl_coeff: float = Field(
+        0.1, ge=0, description="Weight of the per-token KL penalty in the reward. 0.05 in the paper; 0.1 on Vertex."
+    )
+    kl_estimator: Literal["k1", "k3"] = Field(
+        "k1", description="Of the penalty: -log r, or r - 1 - log r (Schulman 2020, 'Approximating KL divergence')."
+    )
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="Nats a completion that kl_coeff is adapted to reach (Ziegler et al. 2019, sec. 2.2); unset keeps "
+        "it fixed.",
+    )
+    kl_horizon: int = Field(10_000, ge=1, description="Episodes over which kl_coeff is adapted (Ziegler et al. 2019).")
+    reference: Literal["auto", "none"] = Field(
+        "auto",
+        description="The policy that KL is measured from: auto is the one that training starts from (a frozen copy, or "
+        "the base under the adapter); none saves its memory and time, watches no KL, and needs kl_coeff 0.",
+    )
+    stop_at_update_kl: float | None = Field(
+        None,
+        gt=0,
+        description="An update's remaining steps are left out once the policy is so many nats a token from the one "
+        "that sampled (early stopping of Stable-Baselines3 and TRL 0.11); unset never does.",
+    )
+
+    # The algorithm
     gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
     gae_lambda: float = Field(
         0.95, ge=0, le=1, description="Bias-variance trade-off of GAE (Schulman et al. 2016, eq. 16)."
@@ -46,26 +103,69 @@ class PPOTrainerConfig(StageConfig):
         0.2, gt=0, description="Values are clipped to within this of those at sampling time."
     )
     value_coeff: float = Field(0.1, ge=0, description="Weight of the value loss.")
+    entropy_coeff: float = Field(
+        0.0, ge=0, description="Weight of an entropy bonus (Schulman et al. 2017, eq. 9); 0 in the paper on RLHF."
+    )
     temperature: float = Field(0.7, gt=0, description="Of sampling and of every log-softmax alike.")
-    reward_scaling: Literal["standardise", "none"] = Field(
+    critic: Literal["shared", "own"] = Field(
+        "shared",
+        description="shared: a value head on the policy's trunk, which halves time and memory. own: a trunk of its "
+        "own, started from the reward model where that reads the policy's tokens (detail 15).",
+    )
+    learning_rate_schedule: Literal["cosine", "linear", "constant"] = Field(
+        "linear", description="Decay after the warm-up, to 0 (constant: none)."
+    )
+    learning_rate_multiplier: float = Field(
+        1.0, gt=0, description="Multiplies both learning rates, as in the Vertex pipeline."
+    )
+    value_learning_rate: float | None = Field(
+        None, gt=0, description="Of the critic, or the value head, before the multiplier; unset takes the policy's."
+    )
+
+    # The machine
+    engine: Literal["auto", "transformers", "vllm"] = Field(
+        "auto", description="What samples; auto takes vLLM where it is installed and there is a GPU."
+    )
+    compile: bool = Field(False, description="Compile the policy's trunk with torch.compile.")
+    sharding: Literal["none", "fsdp"] = Field(
         "none",
-        description="standardise: subtract the mean and divide by the standard deviation of the scores of the first "
-        "update's episodes, which come from the untuned policy (Stiennon et al. 2020 normalise likewise).",
+        description="Of several processes: each holds every weight, or its share (PyTorch's FSDP2).",
     )
-    missing_eos_score: float | None = Field(
-        -1.0,
-        description="Replaces the score (after scaling) of a completion cut off before it ended; null keeps it.",
-    )
+
+    # Watching
     sample_every: int = Field(1, ge=1, description="Updates between those whose episodes are written to `samples`.")
-    max_skipped_steps: int = Field(
-        10,
-        ge=0,
-        description="Optimiser steps skipped for a loss or gradient that is not finite, before the stage fails.",
+    held_out_prompts: int = Field(
+        64, ge=0, description="Prompts kept out of training, on which the policy is measured as it trains; 0 for none."
     )
-    seed: int = Field(0, ge=0, description="Seeds the order of the prompts and the sampling.")
+    eval_every: int | None = Field(
+        None, ge=1, description="Updates between measurements on them; unset means ten in the run."
+    )
+    stop_on_alarm: bool = Field(
+        False, description="End the run, with the policy as it is, when an alarm of over-optimisation is raised."
+    )
+    kl_limit: float = Field(
+        10.0, gt=0, description="Nats a completion above which KL raises the alarm (compare Gao et al. 2023, fig. 1)."
+    )
+
+    @property
+    def episodes_per_step(self) -> int:
+        return self.minibatch_size or self.batch_size
+
+    @property
+    def value_rate(self) -> float:
+        """The critic's learning rate that the options come to."""
+        rate = self.value_learning_rate
+        return self.peak_learning_rate if rate is None else rate * self.learning_rate_multiplier
 
     @model_validator(mode="after")
-    def _a_minibatch_is_part_of_a_batch(self) -> Self:
-        if self.minibatch_size > self.batch_size:
+    def _options_fit(self) -> Self:
+        if self.episodes_per_step > self.batch_size:
             raise ValueError(f"minibatch_size ({self.minibatch_size}) must be at most batch_size ({self.batch_size})")
+        if self.missing_eos_penalty and self.missing_eos_score is not None:
+            raise ValueError(
+                f"missing_eos_penalty ({self.missing_eos_penalty:g}) and missing_eos_score "
+                f"({self.missing_eos_score:g}) exclude each other; set missing_eos_score to null to subtract"
+            )
+        if self.reference == "none" and (self.kl_coeff or self.kl_target):
+            raise ValueError(f"reference 'none' needs kl_coeff 0 and no kl_target, found {self.kl_coeff:g}")
         return self

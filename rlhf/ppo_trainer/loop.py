@@ -1,273 +1,428 @@
-"""The PPO loop (Schulman et al. 2017; details of Huang et al. 2024): sample, score, estimate advantages, improve."""
+"""The PPO loop: sample, score, estimate advantages, improve; watched, checkpointed and resumed."""
 
-import copy
+import json
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from rlhf.errors import TrainingError
-from rlhf.metrics import late_mean
+from rlhf.errors import Stopped, TrainingError
+from rlhf.metrics import late_mean, rouge
 from rlhf.models.policy import Policy
-from rlhf.models.scoring import RewardModel
 from rlhf.ppo_trainer import maths
+from rlhf.ppo_trainer.alarms import Alarm, Alarms
 from rlhf.ppo_trainer.config import PPOTrainerConfig
-from rlhf.ppo_trainer.networks import Critic, Episodes, log_probs
-from rlhf.progress import Progress
+from rlhf.ppo_trainer.learner import Learner, Rollout, generator
+from rlhf.ppo_trainer.networks import Episode, Networks
+from rlhf.progress import Progress, say
+from rlhf.rewards.combined import Rewards, Scored
+from rlhf.training import processes
+from rlhf.training.checkpoints import Checkpoints
+from rlhf.training.interruption import Interruption
 
-EXAMPLES_PER_UPDATE = 1
+STAGE = "ppo_trainer"
+EVALUATIONS_PER_RUN = 10
+EXAMPLES_PER_EVALUATION = 2
+WEIGHTS, STATE = "state.safetensors", "state.json"
+# Numbers that keep draws apart that must not be the same.
+_SAMPLING, _ORDER, _HELD_OUT = range(3)
 
 
 @dataclass(frozen=True)
 class Prompt:
+    """A prompt as the dataset has it, as the policy reads it, and what else its row holds."""
+
     id: str
     text: str  # rendered, and within the configured length
     ids: list[int]
+    original: str | list[dict[str, str]] = ""
+    reference: str | None = None
 
 
 @dataclass
-class Rollout:
-    """One update's episodes: what was said, and what was known of it when it was said."""
+class RunState:
+    """What a run knows of itself, kept in its checkpoints."""
 
-    prompts: list[Prompt]
-    responses: list[list[int]]
-    completions: list[str]
-    scores: torch.Tensor  # (episodes,) the reward model's
-    kl: torch.Tensor  # (episodes,) nats, estimator k1
-    mask: torch.Tensor  # this and all below: (episodes, response tokens)
-    log_probs: torch.Tensor
-    values: torch.Tensor
-    advantages: torch.Tensor
-    returns: torch.Tensor
-
-
-@dataclass
-class Result:
-    metrics: dict[str, float]
-    history: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
+    update: int = 0
+    kl_coeff: float = 0.0
+    rewards: "RewardScale" = field(default_factory=lambda: RewardScale())
+    bad_rewards: int = 0
+    stopped_early: bool = False
+    history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[Alarm] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> "RunState":
+        history = {tag: [tuple(point) for point in points] for tag, points in values["history"].items()}
+        alarms = [Alarm(**alarm) for alarm in values["alarms"]]
+        return cls(**{**values, "rewards": RewardScale(**values["rewards"]), "history": history, "alarms": alarms})
 
 
-def train(
-    config: PPOTrainerConfig,
-    policy: Policy,
-    reward_model: RewardModel,
-    prompts: Sequence[Prompt],
-    response_length: int,
-    progress: Progress,
-    log: Callable[[int, dict[str, float]], None],
-    write_sample: Callable[[dict[str, Any]], None],
-) -> Result:
-    """Tune `policy` in place.
+@dataclass
+class RewardScale:
+    """Mean and variance of the rewards that were seen (Chan et al. 1979 put batches together)."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0  # sum of squared deviations from the mean
+
+    def see(self, rewards: torch.Tensor) -> None:
+        count, mean = len(rewards), rewards.mean().item()
+        total, gap = self.count + count, mean - self.mean
+        self.squares += ((rewards - mean) ** 2).sum().item() + gap**2 * self.count * count / total
+        self.mean += gap * count / total
+        self.count = total
+
+    @property
+    def deviation(self) -> float:
+        return max(math.sqrt(self.squares / (self.count - 1)), 1e-6) if self.count > 1 else 1.0
+
+
+@dataclass
+class Run:
+    """Everything around the loop.
 
     Args:
+        prompts: What is trained on.
+        held_out: What is only measured on.
         response_length: Tokens of a completion, at most.
-        log: Takes the update's number and its scalars.
-        write_sample: Takes one episode as a JSON-able dict.
+        log: Takes an update's number and its scalars.
+        samples: File that episodes are appended to, as JSON lines; None writes none.
+        scratch: Folder for a checkpoint before it is stored.
+    """
+
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt]
+    response_length: int
+    progress: Progress
+    log: Callable[[int, dict[str, float]], None] = lambda update, scalars: None
+    samples: Path | None = None
+    checkpoints: Checkpoints | None = None
+    scratch: Path | None = None
+    interruption: Interruption = field(default_factory=Interruption)
+
+
+def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: Run) -> tuple[RunState, int]:
+    """Tune the policy of `networks` in place.
+
+    Returns:
+        What the run knows of itself, and the optimiser steps that were skipped.
 
     Raises:
-        TrainingError: More than `max_skipped_steps` optimiser steps were not finite.
+        ConfigError: The checkpoint is another run's.
+        Stopped: SIGTERM came; the last update is in a checkpoint, if any are kept.
+        TrainingError: Too many steps or rewards were not finite, or a reward function failed.
     """
-    learner = Learner(config, policy, reward_model)
-    batches = prompt_batches(prompts, config.batch_size, config.seed)
-    result = Result({})
-    for update in range(1, config.train_steps + 1):
-        rollout = learner.sample(next(batches), response_length)
-        trained = learner.improve(rollout)
-        scalars = learner.describe(rollout) | trained
-        log(update, scalars)
-        for tag, value in scalars.items():
-            result.history[tag].append((update, value))
-        samples = rollout_samples(update, rollout)
-        if (update - 1) % config.sample_every == 0 or update == config.train_steps:
-            for sample in samples:
-                write_sample(sample)
-        result.examples.extend(samples[:EXAMPLES_PER_UPDATE])
-        progress.update(update, score=scalars["ppo/score"], kl=scalars["ppo/kl"], length=scalars["ppo/length"])
-    result.metrics = {
-        "updates": config.train_steps,
-        "episodes": config.train_steps * config.batch_size,
-        "reward_before": result.history["ppo/score"][0][1],
-        "reward_after": late_mean(result.history["ppo/score"]),
-        "kl": late_mean(result.history["ppo/kl"]),
-        "ended": result.history["ppo/ended"][-1][1],
-        "skipped_steps": learner.skipped,
+    policy = networks.policy
+    learner = Learner(config, networks, run.response_length)
+    state = RunState(kl_coeff=config.kl_coeff)
+    if run.checkpoints is not None:
+        state = _resume(run, learner) or state
+    alarms = Alarms(config, state.alarms)
+    eval_every = config.eval_every or max(1, config.train_steps // EVALUATIONS_PER_RUN)
+    while state.update < config.train_steps and not state.stopped_early:
+        update = state.update + 1
+        clock = _Clock()
+        prompts = prompt_batch(run.prompts, config.batch_size, update, config.seed)
+        with clock.phase("rollout"):
+            responses = sample(config, policy, prompts, run.response_length, (config.seed, update, _SAMPLING))
+            completions = [policy.decode(ids) for ids in responses]
+        with clock.phase("score"):
+            scored = score(rewards, prompts, completions)
+        kept = _finite(config, scored, state, update)
+        earned = torch.tensor([scored.total[i] for i in kept])
+        scaled = _scaled(config, state.rewards, earned, [responses[i][-1] == policy.eos for i in kept])
+        with clock.phase("evaluate"):
+            episodes = [Episode(prompts[i].ids, responses[i]) for i in kept]
+            rollout = learner.estimate(episodes, scaled, state.kl_coeff)
+        with clock.phase("optimise"):
+            learning_rate = learner.schedule.get_last_lr()[0]
+            trained = learner.improve(rollout, update)
+        scalars = describe(rollout, scored, kept, policy.eos, state.kl_coeff)
+        scalars |= {f"ppo/{name}": value for name, value in trained.items() if name != "steps"}
+        scalars |= clock.scalars(sum(map(len, responses)), sum(map(len, episodes)))
+        loss = trained["policy_loss"] + config.value_coeff * trained["value_loss"]
+        scalars |= {"rl_loss": loss, "learning_rate": learning_rate}
+        if run.held_out and (update % eval_every == 0 or update in (1, config.train_steps)):
+            measured, examples = evaluate(config, networks, rewards, run, update)
+            scalars |= measured
+            state.examples += examples
+        if config.kl_target is not None:
+            kl = scalars["ppo/kl"]
+            state.kl_coeff = maths.adapted_kl_coeff(
+                state.kl_coeff, kl, config.kl_target, config.kl_horizon, len(episodes)
+            )
+        state.update = update
+        _record(state, scalars, run)
+        if run.samples is not None and ((update - 1) % config.sample_every == 0 or update == config.train_steps):
+            _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
+        _heed(alarms, state, config)
+        run.progress.update(update, **_shown(scalars))
+        interrupted = processes.any_of(run.interruption.requested)
+        last = update == config.train_steps or state.stopped_early
+        if run.checkpoints is not None and (interrupted or last or update % config.checkpoint_every == 0):
+            _save(run, learner, state)
+        if interrupted and not last:
+            raise Stopped(_stopped(update, config, run))
+    return state, learner.skipped_steps
+
+
+def summary(state: RunState, config: PPOTrainerConfig, skipped_steps: int) -> dict[str, float]:
+    """What a run comes to."""
+    history = state.history
+    metrics = {
+        "updates": state.update,
+        "episodes": state.update * config.batch_size,
+        "reward_before": history["ppo/reward"][0][1],
+        "reward_after": late_mean(history["ppo/reward"]),
+        "ended": history["ppo/ended"][-1][1],
+        "bad_rewards": state.bad_rewards,
+        "skipped_steps": skipped_steps,
+        "alarms": len(state.alarms),
     }
-    return result
+    if "ppo/kl" in history:
+        metrics["kl"] = late_mean(history["ppo/kl"])
+    return metrics
 
 
-def prompt_batches(prompts: Sequence[Prompt], batch_size: int, seed: int) -> Iterator[list[Prompt]]:
-    """Endless batches: every prompt once in random order, then again in another order."""
-    order = torch.Generator().manual_seed(seed)
-    queue: list[int] = []
-    while True:
-        while len(queue) < batch_size:
-            queue += torch.randperm(len(prompts), generator=order).tolist()
-        yield [prompts[i] for i in queue[:batch_size]]
-        del queue[:batch_size]
+def prompt_batch(prompts: Sequence[Prompt], batch_size: int, update: int, seed: int) -> list[Prompt]:
+    """The prompts of an update: every prompt once in random order, then again in another order.
+
+    They depend on the update's number and the seed alone: a run that goes on needs no more to find its place.
+    """
+    first = (update - 1) * batch_size
+    orders: dict[int, list[int]] = {}
+    chosen = []
+    for place in range(first, first + batch_size):
+        round_, index = divmod(place, len(prompts))
+        if round_ not in orders:
+            orders[round_] = torch.randperm(len(prompts), generator=generator(seed, round_, _ORDER)).tolist()
+        chosen.append(prompts[orders[round_][index]])
+    return chosen
 
 
-def rollout_samples(update: int, rollout: Rollout) -> list[dict[str, Any]]:
-    return [
-        {"update": update, "id": prompt.id, "completion": text, "score": score, "kl": kl}
-        for prompt, text, score, kl in zip(
-            rollout.prompts, rollout.completions, rollout.scores.tolist(), rollout.kl.tolist(), strict=True
-        )
+def sample(
+    config: PPOTrainerConfig, policy: Policy, prompts: Sequence[Prompt], response_length: int, seed: tuple[int, ...]
+) -> list[list[int]]:
+    """One completion a prompt; each process samples its share."""
+    draws = torch.rand(len(prompts), response_length, generator=generator(*seed))
+    mine = slice(processes.rank(), None, processes.count())
+    sampled = policy.generate(
+        [prompt.ids for prompt in prompts[mine]],
+        response_length,
+        config.temperature,
+        tokens_at_once=config.rollout_tokens,
+        draws=draws[mine],
+    )
+    return processes.interleave(processes.gather(sampled))
+
+
+def score(rewards: Rewards, prompts: Sequence[Prompt], completions: Sequence[str]) -> Scored:
+    """What the completions earn; each process asks for its share."""
+    mine = slice(processes.rank(), None, processes.count())
+    ours = prompts[mine]
+    scored = rewards.score(
+        [prompt.text for prompt in ours],
+        [prompt.original for prompt in ours],
+        completions[mine],
+        {"id": [prompt.id for prompt in ours], "reference": [prompt.reference for prompt in ours]},
+    )
+    parts = processes.gather(scored)
+    return Scored(
+        total=processes.interleave([part.total for part in parts]),
+        parts={name: processes.interleave([part.parts[name] for part in parts]) for name in scored.parts},
+    )
+
+
+def describe(rollout: Rollout, scored: Scored, kept: Sequence[int], eos: int, kl_coeff: float) -> dict[str, float]:
+    """Scalars of an update's episodes; the first under the tag of the Vertex pipeline."""
+    total = torch.tensor([scored.total[i] for i in kept])
+    mask = rollout.mask
+    scalars = {
+        "reward": total.mean().item(),
+        "ppo/reward": total.mean().item(),
+        "ppo/reward_std": total.std(correction=0).item(),
+        "ppo/bad_rewards": len(scored.total) - len(kept),
+        "ppo/entropy": -maths.masked_mean(rollout.log_probs, mask).item(),
+        "ppo/length": mask.sum(1).mean().item(),
+        "ppo/ended": sum(episode.response[-1] == eos for episode in rollout.episodes) / len(kept),
+        "ppo/explained_variance": maths.explained_variance(rollout.values, rollout.returns, rollout.value_mask).item(),
+    }
+    for name, part in scored.parts.items():
+        judged = [part[i] for i in kept if part[i] is not None]
+        tag = "ppo/score" if name == "reward_model" else f"ppo/reward/{name}"
+        if judged:
+            scalars[tag] = math.fsum(judged) / len(judged)
+    if rollout.kl is not None:
+        kl = rollout.log_ratio.sum(1).mean().item()
+        scalars |= {"ppo/kl": kl, "ppo/kl_coeff": kl_coeff, "kl_loss": kl_coeff * rollout.kl.sum(1).mean().item()}
+    return scalars
+
+
+def evaluate(
+    config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: Run, update: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Measure on prompts that are not trained on, sampled with the same random numbers every time."""
+    policy = networks.policy
+    responses = sample(config, policy, run.held_out, run.response_length, (config.seed, 0, _HELD_OUT))
+    completions = [policy.decode(ids) for ids in responses]
+    scored = score(rewards, run.held_out, completions)
+    known = [value for value in scored.total if math.isfinite(value)]
+    measured = {
+        "eval/length": sum(map(len, responses)) / len(responses),
+        "eval/ended": sum(ids[-1] == policy.eos for ids in responses) / len(responses),
+    }
+    if known:
+        measured["eval/reward"] = math.fsum(known) / len(known)
+    pairs = [(text, p.reference) for text, p in zip(completions, run.held_out, strict=True) if p.reference]
+    if pairs:
+        measured["eval/rouge_l"] = rouge(*zip(*pairs, strict=True)).mean["rougeL"]
+    examples = [
+        {"update": update, "id": prompt.id, "completion": text, "score": value}
+        for prompt, text, value in zip(run.held_out, completions, scored.total, strict=True)
     ]
+    return measured, examples[:EXAMPLES_PER_EVALUATION]
 
 
-class Learner:
-    """Policy, frozen reference, critic and optimiser, and one update's work on them."""
-
-    def __init__(self, config: PPOTrainerConfig, policy: Policy, reward_model: RewardModel):
-        self.config, self.policy, self.reward_model = config, policy, reward_model
-        policy.model.eval()  # dropout off, in training too: log-probabilities must mean the same in both phases
-        reward_model.model.eval()
-        self.reference = copy.copy(policy)
-        self.reference.model = copy.deepcopy(policy.model).requires_grad_(False)
-        self.critic = Critic(policy, reward_model).eval()
-        rate = config.learning_rate * config.learning_rate_multiplier
-        value_rate = (config.value_learning_rate or config.learning_rate) * config.learning_rate_multiplier
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(policy.model.parameters()), "lr": rate},
-                {"params": list(self.critic.parameters()), "lr": value_rate},
-            ],
-            eps=1e-5,  # Huang et al. 2024, detail 16
-            weight_decay=0.0,
-            fused=True,
+def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, update: int) -> list[int]:
+    """Episodes whose reward is known."""
+    kept = [i for i, value in enumerate(scored.total) if math.isfinite(value)]
+    bad = len(scored.total) - len(kept)
+    state.bad_rewards += bad
+    if bad > config.max_bad_rewards * len(scored.total) or not kept:
+        raise TrainingError(
+            f"update {update}: {bad} of {len(scored.total)} episodes have no finite reward ({_culprits(scored)}); more "
+            f"than max_bad_rewards ({config.max_bad_rewards:g}) allows: mend what rewards them, or raise it"
         )
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda update: max(0.0, 1 - update / config.train_steps)
-        )
-        self.shuffle = torch.Generator().manual_seed(config.seed)
-        self.score_mean, self.score_std = None, 1.0
-        self.skipped = 0
+    return kept
 
-    def sample(self, prompts: list[Prompt], response_length: int) -> Rollout:
-        """Let the policy answer, score the answers, and estimate the advantage of every token."""
-        config = self.config
-        responses = self.policy.generate(
-            [prompt.ids for prompt in prompts], response_length, config.temperature, len(prompts)
-        )
-        completions = [self.policy.decode(ids) for ids in responses]
-        scores = torch.tensor(self.reward_model.score([prompt.text for prompt in prompts], completions))
-        width = max(map(len, responses))
-        old, reference, values = (torch.zeros(len(prompts), width) for _ in range(3))
-        mask = torch.zeros(len(prompts), width)
-        with torch.no_grad():
-            for rows in self._micro_batches(range(len(prompts)), prompts, responses):
-                episodes = self._episodes(rows, prompts, responses)
-                n = episodes.responses.shape[1]
-                old[rows, :n] = log_probs(self.policy, episodes, config.temperature).cpu()
-                reference[rows, :n] = log_probs(self.reference, episodes, config.temperature).cpu()
-                values[rows, :n] = self.critic(episodes).cpu()
-                mask[rows, :n] = episodes.mask.float().cpu()
-        rewards = maths.token_rewards(self._rewards(scores, responses), old, reference, mask, config.kl_coeff)
-        advantages, returns = maths.gae(rewards, values, mask, config.gamma, config.gae_lambda)
-        return Rollout(
-            prompts=prompts,
-            responses=responses,
-            completions=completions,
-            scores=scores,
-            kl=((old - reference) * mask).sum(1),
-            mask=mask,
-            log_probs=old,
-            values=values,
-            advantages=maths.whiten(advantages, mask),
-            returns=returns,
-        )
 
-    def improve(self, rollout: Rollout) -> dict[str, float]:
-        """Pass over the episodes `epochs` times in shuffled minibatches; returns the means of what was measured."""
-        size = len(rollout.prompts)
-        sums: dict[str, float] = defaultdict(float)
-        steps = 0
-        learning_rate = self.schedule.get_last_lr()[0]
-        for _ in range(self.config.epochs):
-            order = torch.randperm(size, generator=self.shuffle).tolist()
-            for start in range(0, size, self.config.minibatch_size):
-                for name, value in self._step(rollout, order[start : start + self.config.minibatch_size]).items():
-                    sums[name] += value
-                steps += 1
-        self.schedule.step()
-        means = {f"ppo/{name}": total / steps for name, total in sums.items()}
-        loss = means["ppo/policy_loss"] + self.config.value_coeff * means["ppo/value_loss"]
-        return means | {"rl_loss": loss, "learning_rate": learning_rate}
+def _culprits(scored: Scored) -> str:
+    found = []
+    for name, part in scored.parts.items():
+        none, odd = part.count(None), sum(value is not None and not math.isfinite(value) for value in part)
+        if none or odd:
+            found.append(f"{name}: {none} None, {odd} NaN or infinite")
+    return "; ".join(found)
 
-    def describe(self, rollout: Rollout) -> dict[str, float]:
-        """Scalars of the episodes; the first two under the tags of the Vertex pipeline."""
-        ended = sum(ids[-1] == self.policy.eos for ids in rollout.responses) / len(rollout.responses)
-        return {
-            "reward": rollout.scores.mean().item(),
-            "kl_loss": self.config.kl_coeff * rollout.kl.mean().item(),
-            "ppo/score": rollout.scores.mean().item(),
-            "ppo/kl": rollout.kl.mean().item(),
-            "ppo/entropy": -maths.masked_mean(rollout.log_probs, rollout.mask).item(),
-            "ppo/length": rollout.mask.sum(1).mean().item(),
-            "ppo/ended": ended,
-            "ppo/explained_variance": maths.explained_variance(rollout.values, rollout.returns, rollout.mask).item(),
+
+def _scaled(config: PPOTrainerConfig, scale: RewardScale, rewards: torch.Tensor, ended: Sequence[bool]) -> torch.Tensor:
+    """What an episode earns: its reward, scaled and clipped, and less or another where the completion did not end."""
+    if config.reward_scaling == "running" or (config.reward_scaling == "standardise" and not scale.count):
+        scale.see(rewards)
+    if config.reward_scaling != "none":
+        rewards = (rewards - scale.mean) / scale.deviation
+    if config.reward_clip is not None:
+        rewards = rewards.clamp(-config.reward_clip, config.reward_clip)
+    cut = ~torch.tensor(ended)
+    if config.missing_eos_score is not None:
+        return rewards.masked_fill(cut, config.missing_eos_score)
+    return rewards - config.missing_eos_penalty * cut
+
+
+class _Clock:
+    """Seconds of an update, by phase."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds[name] += time.perf_counter() - started
+
+    def scalars(self, sampled: int, read: int) -> dict[str, float]:
+        """Args: sampled, read: Tokens of the completions, and of prompts and completions."""
+        tokens = {"rollout": sampled, "score": read, "evaluate": read, "optimise": read}
+        return {f"ppo/seconds/{name}": value for name, value in self.seconds.items()} | {
+            f"ppo/tokens_per_second/{name}": tokens[name] / max(value, 1e-9) for name, value in self.seconds.items()
         }
 
-    def _rewards(self, scores: torch.Tensor, responses: list[list[int]]) -> torch.Tensor:
-        """What an episode earns: its score, scaled, and replaced where the completion did not end."""
-        if self.score_mean is None:
-            standardise = self.config.reward_scaling == "standardise" and len(scores) > 1
-            self.score_mean = scores.mean().item() if standardise else 0.0
-            self.score_std = max(scores.std().item(), 1e-6) if standardise else 1.0
-        rewards = (scores - self.score_mean) / self.score_std
-        if self.config.missing_eos_score is not None:
-            ended = torch.tensor([ids[-1] == self.policy.eos for ids in responses])
-            rewards = torch.where(ended, rewards, self.config.missing_eos_score)
-        return rewards
 
-    def _step(self, rollout: Rollout, rows: list[int]) -> dict[str, float]:
-        """One optimiser step on a minibatch, its gradient accumulated over micro-batches."""
-        config = self.config
-        device = self.policy.model.device
-        tokens = rollout.mask[rows].sum().to(device)
-        measured: dict[str, float] = defaultdict(float)
-        self.optimizer.zero_grad(set_to_none=True)
-        for micro in self._micro_batches(rows, rollout.prompts, rollout.responses):
-            episodes = self._episodes(micro, rollout.prompts, rollout.responses)
-            n = episodes.responses.shape[1]
-            known = (rollout.log_probs, rollout.values, rollout.advantages, rollout.returns)
-            old, old_values, advantages, returns = (tensor[micro, :n].to(device) for tensor in known)
-            mask = episodes.mask.float()
-            now = log_probs(self.policy, episodes, config.temperature)
-            losses, clipped = maths.policy_loss(now, old, advantages, config.clip_range)
-            value_losses = maths.value_loss(self.critic(episodes), old_values, returns, config.value_clip_range)
-            policy_loss, value_loss = (losses * mask).sum() / tokens, (value_losses * mask).sum() / tokens
-            (policy_loss + config.value_coeff * value_loss).backward()
-            measured["policy_loss"] += policy_loss.item()
-            measured["value_loss"] += value_loss.item()
-            measured["clip_fraction"] += ((clipped * mask).sum() / tokens).item()
-        norms = [
-            torch.nn.utils.clip_grad_norm_(group["params"], config.max_gradient_norm).item()
-            for group in self.optimizer.param_groups
-        ]
-        measured["gradient_norm"] = norms[0]
-        if all(map(math.isfinite, (*measured.values(), *norms))):
-            self.optimizer.step()
-            return measured
-        self.skipped += 1
-        if self.skipped > config.max_skipped_steps:
-            raise TrainingError(
-                f"{self.skipped} optimiser steps had a loss or gradient that is not finite, more than "
-                f"ppo.max_skipped_steps ({config.max_skipped_steps}) allows; lower the learning rate"
-            )
-        return {name: 0.0 for name in measured}
+def _record(state: RunState, scalars: dict[str, float], run: Run) -> None:
+    known = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
+    run.log(state.update, known)
+    for tag, value in known.items():
+        state.history.setdefault(tag, []).append((state.update, value))
 
-    def _micro_batches(
-        self, rows: Sequence[int], prompts: Sequence[Prompt], responses: Sequence[Sequence[int]]
-    ) -> Iterator[list[int]]:
-        """Rows of similar length together, so that little is padded."""
-        order = sorted(rows, key=lambda i: (len(prompts[i].ids) + len(responses[i]), i))
-        for start in range(0, len(order), self.config.microbatch_size):
-            yield order[start : start + self.config.microbatch_size]
 
-    def _episodes(self, rows: list[int], prompts: Sequence[Prompt], responses: Sequence[list[int]]) -> Episodes:
-        return Episodes.of(self.policy, [prompts[i].ids for i in rows], [responses[i] for i in rows])
+def _heed(alarms: Alarms, state: RunState, config: PPOTrainerConfig) -> None:
+    for alarm in alarms.look(state.history):
+        if processes.is_main():
+            say(STAGE, f"warning: update {alarm.update}: {alarm.words}")
+        if config.stop_on_alarm and alarm.over_optimised:
+            state.stopped_early = True
+    state.alarms = alarms.raised
+
+
+def _shown(scalars: dict[str, float]) -> dict[str, float]:
+    return {name: scalars[f"ppo/{name}"] for name in ("reward", "kl", "length") if f"ppo/{name}" in scalars}
+
+
+def _write_samples(
+    path: Path,
+    update: int,
+    prompts: Sequence[Prompt],
+    completions: Sequence[str],
+    scored: Scored,
+    rollout: Rollout,
+    kept: Sequence[int],
+) -> None:
+    kl = dict(zip(kept, rollout.log_ratio.sum(1).tolist(), strict=True)) if rollout.log_ratio is not None else {}
+    with path.open("a", encoding="utf-8") as file:
+        for i, (prompt, text, total) in enumerate(zip(prompts, completions, scored.total, strict=True)):
+            row = {
+                "update": update,
+                "id": prompt.id,
+                "completion": text,
+                "score": total if math.isfinite(total) else None,
+                "kl": kl.get(i),
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _save(run: Run, learner: Learner, state: RunState) -> None:
+    folder = run.scratch / "checkpoint"
+    tensors, rest = learner.state()
+    if processes.is_main():
+        folder.mkdir(exist_ok=True)
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, folder / WEIGHTS)
+        (folder / STATE).write_text(json.dumps({"learner": rest, "run": asdict(state)}), encoding="utf-8")
+        if run.samples is not None:
+            (folder / "samples.jsonl").write_bytes(run.samples.read_bytes() if run.samples.exists() else b"")
+        run.checkpoints.save(folder, state.update)
+
+
+def _resume(run: Run, learner: Learner) -> RunState | None:
+    folder = run.scratch / "resumed"
+    if run.checkpoints.fetch_latest(folder) is None:
+        return None
+    found = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    learner.load_state(load_file(folder / WEIGHTS), found["learner"])
+    state = RunState.read(found["run"])
+    if run.samples is not None:
+        run.samples.write_bytes((folder / "samples.jsonl").read_bytes())
+    if processes.is_main():
+        say(STAGE, f"going on from the checkpoint of update {state.update}")
+    for tag, points in state.history.items():
+        for update, value in points:
+            run.log(update, {tag: value})
+    return state
+
+
+def _stopped(update: int, config: PPOTrainerConfig, run: Run) -> str:
+    kept = (
+        f"a checkpoint of it is in {run.checkpoints.uri}" if run.checkpoints else "no checkpoint_dir is set: it is lost"
+    )
+    return f"stopped by SIGTERM after update {update} of {config.train_steps}; {kept}"

@@ -1,7 +1,7 @@
 """The mathematics of PPO on completions: small pure functions over masked tensors.
 
-All tensors are (episodes, tokens) over response tokens only. `mask` is 1 on real tokens; what lies under 0 never
-moves a result.
+Tensors are (episodes, tokens) over response tokens only, or flat (tokens,) where a function works token by token.
+`mask` is 1 on real tokens; what lies under 0 never moves a result.
 """
 
 import torch
@@ -13,27 +13,56 @@ def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def whiten(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Shift and scale to mean 0 and variance 1 over real tokens; 0 under the mask (Huang et al. 2024, detail 20)."""
+    """Shift and scale to mean 0 and variance 1 over real tokens; 0 under the mask (Huang et al. 2024, detail 20).
+
+    The variance is the unbiased one, as in TRL's `masked_whiten`.
+    """
     mean = masked_mean(values, mask)
-    variance = masked_mean((values - mean) ** 2, mask)
+    tokens = mask.sum()
+    variance = ((values - mean) ** 2 * mask).sum() / (tokens - 1).clamp_min(1)
     return (values - mean) * torch.rsqrt(variance + 1e-8) * mask
 
 
-def token_rewards(
-    scores: torch.Tensor,
-    log_probs: torch.Tensor,
-    reference_log_probs: torch.Tensor,
-    mask: torch.Tensor,
-    kl_coeff: float,
+def kl_penalty(
+    log_probs: torch.Tensor, reference_log_probs: torch.Tensor, mask: torch.Tensor, estimator: str
 ) -> torch.Tensor:
-    """Per-token rewards: the KL penalty (estimator k1) at every token, the score at the last (Stiennon et al. 2020).
+    """KL(policy || reference) estimated token by token, in nats (Schulman 2020, http://joschu.net/blog/kl-approx.html).
+
+    Args:
+        log_probs, reference_log_probs: Of the sampled tokens, under the sampling policy and the reference.
+        estimator: k1 = -log r, or k3 = r - 1 - log r, where r = reference / policy. Both are unbiased; k3 is never
+            negative and varies less.
+    """
+    log_ratio = reference_log_probs - log_probs
+    kl = -log_ratio if estimator == "k1" else torch.expm1(log_ratio) - log_ratio
+    return torch.where(mask.bool(), kl, 0.0)
+
+
+def adapted_kl_coeff(kl_coeff: float, kl: float, target: float, horizon: int, episodes: int) -> float:
+    """The next KL coefficient of the adaptive controller (Ziegler et al. 2019, sec. 2.2).
+
+    Args:
+        kl: Mean KL of this update's completions, in nats.
+        target: Nats that it is steered to.
+        horizon: Episodes over which it is.
+        episodes: Of this update.
+    """
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coeff * (1 + error * episodes / horizon)
+
+
+def token_rewards(
+    scores: torch.Tensor, kl: torch.Tensor, value_mask: torch.Tensor, kl_coeff: float | torch.Tensor
+) -> torch.Tensor:
+    """Per-token rewards: the KL penalty at every token, the score at the last (Stiennon et al. 2020, sec. 3.4).
 
     Args:
         scores: (episodes,) reward of each whole completion.
-        log_probs, reference_log_probs: Of the sampled tokens, under the sampling policy and the reference.
+        kl: (episodes, tokens), 0 under the mask.
+        value_mask: 1 on every position that has a value; the score is paid at the last of them.
     """
-    rewards = -kl_coeff * (log_probs - reference_log_probs) * mask
-    last = mask.sum(1).long() - 1
+    rewards = -kl_coeff * kl
+    last = value_mask.sum(1).long() - 1
     rewards[torch.arange(len(rewards)), last] += scores
     return rewards
 
@@ -43,7 +72,7 @@ def gae(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), over response tokens only.
 
-    The completion's end is the end of the episode: the value after its last token is 0.
+    The completion's end is the end of the episode: the value after its last position is 0.
 
     Returns:
         advantages, returns: (episodes, tokens), 0 under the mask.
@@ -66,7 +95,7 @@ def policy_loss(
     """Clipped surrogate objective, negated, token by token (Schulman et al. 2017, eq. 7).
 
     Returns:
-        loss, clipped: (episodes, tokens); `clipped` is 1 where the clipped term is the larger loss.
+        loss, clipped: Of the arguments' shape; `clipped` is 1 where the clipped term is the larger loss.
     """
     ratio = torch.exp(log_probs - old_log_probs)
     plain = -advantages * ratio
@@ -76,10 +105,24 @@ def policy_loss(
 
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip_range: float
-) -> torch.Tensor:
-    """Half the clipped squared error, token by token (Huang et al. 2024, detail 17)."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half the clipped squared error, token by token (Huang et al. 2024, detail 17).
+
+    Returns:
+        loss, clipped: Of the arguments' shape; `clipped` is 1 where the clipped term is the larger loss.
+    """
     near = old_values + (values - old_values).clamp(-clip_range, clip_range)
-    return 0.5 * torch.maximum((values - returns) ** 2, (near - returns) ** 2)
+    plain, bounded = (values - returns) ** 2, (near - returns) ** 2
+    return 0.5 * torch.maximum(plain, bounded), (bounded > plain).float()
+
+
+def entropy(logits: torch.Tensor) -> torch.Tensor:
+    """Of the distribution that each row of logits stands for, in nats; (tokens, vocabulary) to (tokens,).
+
+    A token of logit -inf has no probability and adds nothing.
+    """
+    log_probs = torch.log_softmax(logits, -1)
+    return -(log_probs.exp() * log_probs.clamp_min(torch.finfo(log_probs.dtype).min)).sum(-1)
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,95 +1,254 @@
-"""The networks of PPO: log-probabilities and values at response positions, for causal and encoder-decoder models."""
+"""The networks of PPO: policy, reference and critic, read at the positions of responses only."""
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from rlhf.models.loading import Kind
-from rlhf.models.policy import Policy, pad_left, pad_right
+from rlhf.errors import ModelError
+from rlhf.models import adapting
+from rlhf.models.loading import Kind, kind_of
+from rlhf.models.policy import Policy, pad_right
 from rlhf.models.scoring import RewardModel
+from rlhf.ppo_trainer.config import PPOTrainerConfig
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """Prompts padded on the left and responses padded on the right, so that responses start in one column."""
+class Episode:
+    """A prompt and what the policy answered, as token ids; the answer ends in EOS unless it was cut off."""
 
-    prompts: torch.Tensor  # (episodes, prompt tokens)
-    prompt_mask: torch.Tensor
-    responses: torch.Tensor  # (episodes, response tokens); ends in EOS unless cut off
-    mask: torch.Tensor  # (episodes, response tokens), 1 on real tokens
+    prompt: Sequence[int]
+    response: Sequence[int]
 
-    @classmethod
-    def of(cls, policy: Policy, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]]) -> Self:
-        device = policy.model.device
-        return cls(*pad_left(prompts, policy.pad, device), *pad_right(responses, policy.pad, device))
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
 
 
-def model_inputs(episodes: Episodes, kind: Kind, decoder_start: int | None) -> dict[str, torch.Tensor]:
-    """Keyword arguments of a Hugging Face forward pass that predicts every response token."""
-    if kind is Kind.SEQ2SEQ:
-        start = torch.full_like(episodes.responses[:, :1], decoder_start)
-        return {
-            "input_ids": episodes.prompts,
-            "attention_mask": episodes.prompt_mask,
-            "decoder_input_ids": torch.cat((start, episodes.responses[:, :-1]), 1),
-        }
-    attention = torch.cat((episodes.prompt_mask, episodes.mask), 1)
-    return {
-        "input_ids": torch.cat((episodes.prompts, episodes.responses), 1),
-        "attention_mask": attention,
-        "position_ids": (attention.cumsum(1) - 1).clamp_min(0),
-        "use_cache": False,
-    }
+@dataclass(frozen=True)
+class Batch:
+    """Episodes of one forward pass. A causal model reads prompt and response as one row.
 
-
-def log_probs(policy: Policy, episodes: Episodes, temperature: float) -> torch.Tensor:
-    """Log-probability of each response token as it would be sampled: (episodes, response tokens), 0 under the mask."""
-    inputs = model_inputs(episodes, policy.kind, policy.model.generation_config.decoder_start_token_id)
-    if policy.kind is Kind.SEQ2SEQ:
-        logits = policy.model(**inputs).logits
-    else:
-        # Logits of the last prompt token and of all response tokens but the last: the positions that predict.
-        logits = policy.model(**inputs, logits_to_keep=episodes.responses.shape[1] + 1).logits[:, :-1]
-    chosen = policy.log_softmax(logits, temperature).gather(-1, episodes.responses[..., None])[..., 0]
-    return torch.where(episodes.mask.bool(), chosen, 0.0)
-
-
-class Critic(nn.Module):
-    """A value for every response position: expected reward of the rest of the completion.
-
-    It has a trunk of its own, started from the reward model's where that reads the policy's tokens (Huang et al.
-    2024, detail 15), else from the policy's. The head starts at 0, the mean of a standardised score.
+    Rows are padded on the right: a model that only looks back never sees that padding, and needs no mask.
     """
 
-    def __init__(self, policy: Policy, reward_model: RewardModel):
-        super().__init__()
-        alike = policy.kind is Kind.CAUSAL and reward_model.kind is Kind.CAUSAL
-        shared = alike and policy.tokenizer.get_vocab() == reward_model.tokenizer.get_vocab()
-        source = reward_model.model if shared else policy.model
-        self.trunk = copy.deepcopy(source.base_model if policy.kind is Kind.CAUSAL else source)
-        self.head = nn.Linear(self.trunk.config.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.kind = policy.kind
-        self.decoder_start = policy.model.generation_config.decoder_start_token_id
-        self.to(policy.model.device)
+    prompts: torch.Tensor  # (episodes, longest); with the responses, for a causal model
+    prompt_mask: torch.Tensor
+    responses: torch.Tensor | None  # (episodes, longest response), for an encoder-decoder
+    at: torch.Tensor  # (positions,) where in the flattened hidden states each value, and each prediction, is read
+    spoken: torch.Tensor  # (positions,) whether a response token is predicted there
+    tokens: torch.Tensor  # (response tokens,) of all episodes, one after the other
 
-    def forward(self, episodes: Episodes) -> torch.Tensor:
-        """Values before each response token is taken: (episodes, response tokens)."""
-        inputs = model_inputs(episodes, self.kind, self.decoder_start)
-        if self.kind is Kind.CAUSAL:
-            hidden = self.trunk(**inputs).last_hidden_state[:, -episodes.responses.shape[1] - 1 : -1]
+    @classmethod
+    def of(cls, policy: Policy, episodes: Sequence[Episode], values: Sequence[int]) -> "Batch":
+        """Pad episodes.
+
+        Args:
+            values: Positions of each episode that have a value: as many as response tokens, or one more.
+        """
+        device = policy.model.device
+        if policy.kind is Kind.CAUSAL:
+            rows, responses = [[*e.prompt, *e.response] for e in episodes], None
+            first = [len(e.prompt) - 1 for e in episodes]
         else:
-            mask = inputs["attention_mask"]
-            encoded = self.trunk.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask)
-            hidden = self.trunk.get_decoder()(
-                input_ids=inputs["decoder_input_ids"],
-                encoder_hidden_states=encoded.last_hidden_state,
-                encoder_attention_mask=mask,
-                use_cache=False,
-            ).last_hidden_state
-        return self.head(hidden)[..., 0].float()
+            rows = [e.prompt for e in episodes]
+            start = policy.model.generation_config.decoder_start_token_id
+            responses = pad_right([[start, *e.response] for e in episodes], policy.pad, device)[0]
+            first = [0] * len(episodes)
+        prompts, prompt_mask = pad_right(rows, policy.pad, device)
+        width = (prompts if responses is None else responses).shape[1]
+        at = [row * width + first[row] + i for row, count in enumerate(values) for i in range(count)]
+        spoken = [i < len(e.response) for e, count in zip(episodes, values, strict=True) for i in range(count)]
+        return cls(
+            prompts,
+            prompt_mask,
+            responses,
+            torch.tensor(at, device=device),
+            torch.tensor(spoken, device=device),
+            torch.tensor([token for e in episodes for token in e.response], device=device),
+        )
+
+
+class Networks:
+    """What PPO computes with: the policy, what its KL is measured from, and the critic.
+
+    Args:
+        policy: Is tuned in place. Its adapter, where it has one, is what is trained.
+        config: critic, reference, compile.
+        reward_model: What a critic of its own starts from, where it reads the policy's tokens.
+        continues_adapter: Whether training starts from the adapter's weights, not from the base under it.
+
+    Raises:
+        ModelError: The policy's logits are not its output layer's of its last hidden state.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        config: PPOTrainerConfig,
+        reward_model: RewardModel | None = None,
+        continues_adapter: bool = False,
+    ):
+        self.policy = policy
+        policy.model.eval()  # dropout off, in training too: log-probabilities must mean the same in both phases
+        self.base = _whole(policy.model)
+        self.device = policy.model.device
+        hidden_size = self.base.get_output_embeddings().weight.shape[1]
+        self.critic = _critic_trunk(policy, reward_model) if config.critic == "own" else None
+        self.value_head = nn.Linear(
+            self.critic.config.get_text_config().hidden_size if self.critic else hidden_size, 1, device=self.device
+        )
+        # The head starts at 0, the mean of a standardised score.
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self._reference = None
+        self._has_reference = config.reference == "auto"
+        if self._has_reference and not adapting.is_adapted(policy.model):
+            self._reference = copy.deepcopy(self.base).requires_grad_(False)
+        elif self._has_reference and continues_adapter:
+            from rlhf.models import tuning
+
+            tuning.copy_adapter(policy.model, tuning.REFERENCE)
+        self._continues_adapter = continues_adapter
+        self._require_plain_output()
+        if config.compile:
+            for trunk in filter(None, (_trunk(self.base), self.critic and _trunk(self.critic))):
+                trunk.compile(dynamic=True)
+
+    @property
+    def has_reference(self) -> bool:
+        return self._has_reference
+
+    def policy_parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.policy.model.parameters() if parameter.requires_grad]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        trunk = list(self.critic.parameters()) if self.critic else []
+        return [*trunk, *self.value_head.parameters()]
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What is trained, by names that are the same in every process of every run."""
+        for name, parameter in self.policy.model.named_parameters():
+            if parameter.requires_grad:
+                yield f"policy.{name}", parameter
+        for prefix, module in (("critic", self.critic), ("value_head", self.value_head)):
+            if module is not None:
+                for name, parameter in module.named_parameters():
+                    yield f"{prefix}.{name}", parameter
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """The policy's last hidden states where values and predictions are read: (positions, hidden)."""
+        return _hidden(self.base, self.policy.kind, batch)
+
+    def reference_hidden(self, batch: Batch) -> torch.Tensor:
+        """The reference's, likewise."""
+        if self._reference is not None:
+            return _hidden(self._reference, self.policy.kind, batch)
+        with self._adapter_as_it_was():
+            return self.hidden(batch)
+
+    def logits(self, hidden: torch.Tensor, temperature: float, reference: bool = False) -> torch.Tensor:
+        """Logits of what is sampled: (positions, hidden) to (positions, vocabulary), in float32."""
+        base = self._reference if reference and self._reference is not None else self.base
+        return self.policy.tempered(_output(base, hidden), temperature)
+
+    def log_probs(
+        self, hidden: torch.Tensor, batch: Batch, temperature: float, at_once: int, reference: bool = False
+    ) -> torch.Tensor:
+        """Log-probability of each response token as it would be sampled, without gradients: (response tokens,)."""
+        parts = zip(hidden[batch.spoken].split(at_once), batch.tokens.split(at_once), strict=True)
+        return torch.cat(
+            [chosen_log_probs(self.logits(part, temperature, reference), tokens) for part, tokens in parts]
+        )
+
+    def values(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """What the rest of each episode is expected to earn: (positions,).
+
+        Args:
+            hidden: The policy's, which a critic of its own does not need.
+        """
+        if self.critic is not None:
+            hidden = _hidden(self.critic, self.policy.kind, batch)
+        return self.value_head(hidden)[:, 0].float()
+
+    @contextlib.contextmanager
+    def _adapter_as_it_was(self) -> Iterator[None]:
+        from rlhf.models import tuning
+
+        if self._continues_adapter:
+            with tuning.using_adapter(self.policy.model, tuning.REFERENCE):
+                yield
+        else:
+            with self.policy.model.disable_adapter():
+                yield
+
+    @torch.no_grad()
+    def _require_plain_output(self) -> None:
+        """Logits are computed for response positions alone, by the output layer; see that this is what the model does.
+
+        A model that also caps or scales them would be tuned on other probabilities than it samples from.
+        """
+        start = self.policy.eos
+        batch = Batch.of(self.policy, [Episode([start, start], [start])], [1])
+        inputs = {"input_ids": batch.prompts}
+        if batch.responses is not None:
+            inputs["decoder_input_ids"] = batch.responses
+        expected = self.base(**inputs).logits.flatten(0, 1)[batch.at].float()
+        found = _output(self.base, self.hidden(batch)).float()
+        if not torch.allclose(found, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+            raise ModelError(
+                f"policy: {type(self.base).__name__} does more to its logits than its output layer (caps or scales "
+                "them), which the PPO trainer cannot follow; take a model that does not"
+            )
+
+
+def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of one token each: (tokens, vocabulary) and (tokens,) to (tokens,)."""
+    return logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
+
+
+def _whole(model: PreTrainedModel) -> PreTrainedModel:
+    """The language model, with adapters in its layers, out of what PEFT puts around it."""
+    return model.get_base_model() if adapting.is_adapted(model) else model
+
+
+def _trunk(model: PreTrainedModel) -> nn.Module:
+    return model if kind_of(model.config) is Kind.SEQ2SEQ else model.base_model
+
+
+def _hidden(model: PreTrainedModel, kind: Kind, batch: Batch) -> torch.Tensor:
+    if kind is Kind.CAUSAL:
+        states = model.base_model(input_ids=batch.prompts, use_cache=False).last_hidden_state
+    else:
+        encoded = model.get_encoder()(input_ids=batch.prompts, attention_mask=batch.prompt_mask)
+        states = model.get_decoder()(
+            input_ids=batch.responses,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=batch.prompt_mask,
+            use_cache=False,
+        ).last_hidden_state
+    return states.flatten(0, 1)[batch.at]
+
+
+def _output(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    if getattr(model.config, "scale_decoder_outputs", False):  # T5 whose output layer is its embedding
+        hidden = hidden * model.config.d_model**-0.5
+    return model.get_output_embeddings()(hidden)
+
+
+def _critic_trunk(policy: Policy, reward_model: RewardModel | None) -> PreTrainedModel:
+    """A copy of the reward model's trunk where it reads the policy's tokens (Huang et al. 2024, detail 15), or of the
+    policy's."""
+    alike = (
+        reward_model is not None
+        and policy.kind is Kind.CAUSAL
+        and reward_model.kind is Kind.CAUSAL
+        and policy.tokenizer.get_vocab() == reward_model.tokenizer.get_vocab()
+    )
+    source = copy.deepcopy(reward_model.model if alike else policy.model)
+    if adapting.is_adapted(source):
+        source = source.merge_and_unload()
+    return source.eval().requires_grad_(True)

@@ -1,10 +1,10 @@
-"""Tune the policy with PPO against the reward model."""
+"""Tune the policy with PPO against a reward model, reward functions, or both."""
 
 import contextlib
-import json
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from rlhf.data.store import read_dataset
 from rlhf.errors import DataError
@@ -13,6 +13,7 @@ from rlhf.ppo_trainer.config import PPOTrainerConfig
 from rlhf.progress import Progress, say
 
 STAGE = "ppo_trainer"
+HELD_OUT_FRACTION = 0.1  # of the prompts, at most
 
 
 def run(
@@ -20,121 +21,188 @@ def run(
     *,
     prompts: str,
     policy: str,
-    reward_model: str,
     tuned_policy: str,
     samples: str,
     report: str,
     tensorboard: str,
+    reward_model: str = "",
 ) -> dict[str, float]:
-    """Tune `policy` on `prompts` so that `reward_model` scores its completions higher, at a cost for leaving it.
+    """Tune `policy` on `prompts` so that its completions earn more, at a cost for leaving what it was.
+
+    Under torchrun every process samples and trains its share, and the first one alone writes.
 
     Args:
         prompts: Canonical prompts from data_validation.
         policy: Model folder of the policy to start from; it is also the reference of the KL penalty.
-        reward_model: Model folder of the reward model.
+        reward_model: Model folder of the reward model; empty where `config.reward_functions` alone reward.
         tuned_policy: Folder for the Model artifact.
         samples: File for JSON lines `update, id, completion, score, kl` of episodes through training.
         report: File for the HTML report.
         tensorboard: Folder for event files.
 
     Returns:
-        updates, episodes, reward_before and reward_after (mean score of the first and the last updates' episodes),
-        kl (nats a completion between the tuned policy and the reference), ended (share of completions that stopped by
-        themselves), skipped_steps.
+        updates, episodes, reward_before and reward_after (mean reward of the first and the last updates' episodes), kl
+        (nats a completion between the tuned policy and the reference), ended (share of completions that stopped by
+        themselves), bad_rewards, skipped_steps, alarms, prompts_cut. Empty on all processes but the first.
 
     Raises:
-        DataError: The prompts cannot be read, or there are none.
+        ConfigError: Options do not fit each other or the model, or the checkpoint is another run's.
+        DataError: The prompts cannot be read, there are none, or one leaves no room for a completion.
         ModelError: A model cannot be loaded, or was made with another template.
-        TrainingError: Too many optimiser steps were not finite.
+        Stopped: SIGTERM came before training was over.
+        TrainingError: Too many steps or rewards were not finite, or a reward function failed.
     """
     rows, manifest, template = read_dataset(prompts, "prompts")
     if not rows:
         raise DataError(f"prompts {prompts}: found no rows, expected at least one")
 
-    from rlhf.models.loading import prepare_torch
+    from rlhf.models.loading import Source, prepare_torch
     from rlhf.models.policy import Policy
     from rlhf.models.scoring import RewardModel
-    from rlhf.ppo_trainer.loop import Prompt, train
+    from rlhf.ppo_trainer.loop import Run, summary, train
+    from rlhf.ppo_trainer.networks import Networks
+    from rlhf.ppo_trainer.page import write_report
+    from rlhf.rewards.combined import Rewards
+    from rlhf.rewards.functions import FunctionReward
     from rlhf.tracking import Tracker
+    from rlhf.training import processes
+    from rlhf.training.checkpoints import checkpoints_of, raise_if_full
+    from rlhf.training.interruption import heed_sigterm
 
     prepare_torch(config.seed)
-    actor = Policy.load(policy, template, merged=True)
-    scorer = RewardModel.load(reward_model, template, merged=True)
-    for model, folder in ((actor, policy), (scorer, reward_model)):
-        if model.card is not None:
-            model.card.require_template(template, folder)
-    fitted = [template.fit(row["prompt"], actor.count_tokens, row.get("messages")) for row in rows]
-    ready = [Prompt(row["id"], text, actor.encode_prompt(text)) for row, (text, _) in zip(rows, fitted, strict=True)]
-    cut = sum(cut for _, cut in fitted) / len(rows)
-    say(STAGE, f"{len(ready)} prompts, {config.train_steps} updates of {config.batch_size} episodes")
-
-    tracker = Tracker(tensorboard)
-    with Progress(STAGE, config.train_steps, unit="update") as progress, _json_lines(samples) as write_sample:
-        result = train(
-            config, actor, scorer, ready, template.target_sequence_length, progress, tracker.scalars, write_sample
+    processes.join()
+    source = Source.of(policy)
+    with contextlib.ExitStack() as stack:
+        functions = [stack.enter_context(contextlib.closing(FunctionReward(each))) for each in config.reward_functions]
+        actor, trainee = Policy.to_train(policy, template, config)
+        scorer = None
+        if reward_model:
+            scorer = RewardModel.load(reward_model, template, merged=True)
+            if scorer.card is not None:
+                scorer.card.require_template(template, reward_model)
+        rewards = Rewards(scorer, config.reward_model_weight, functions)
+        ready, cut = _read(rows, template, actor)
+        training, held_out = _split(ready, config)
+        if processes.is_main():
+            say(
+                STAGE,
+                f"{len(training):,} prompts, {config.train_steps:,} updates of {config.batch_size} episodes; "
+                f"{len(held_out)} prompts held out; tuned: {trainee.in_words}",
+            )
+        continues = source.adapter is not None and config.tuning != "full"
+        networks = Networks(actor, config, scorer, continues)
+        tracker = Tracker(tensorboard if processes.is_main() else None)
+        checkpoints = checkpoints_of(
+            STAGE,
+            config,
+            data=manifest.digest,
+            template=template.digest,
+            starts_from=source.fingerprint,
         )
-    tracker.close()
-    metrics = {"prompts_cut": cut, **result.metrics}
-    base = actor.card.base if actor.card else policy
-    actor.save(
-        tuned_policy,
-        ModelCard(
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        episodes = scratch / "samples.jsonl"
+        interruption = stack.enter_context(heed_sigterm())
+        progress = stack.enter_context(Progress(STAGE, config.train_steps, unit="update", shown=processes.is_main()))
+        state, skipped = train(
+            config,
+            networks,
+            rewards,
+            Run(
+                prompts=training,
+                held_out=held_out,
+                response_length=template.target_sequence_length,
+                progress=progress,
+                log=tracker.scalars,
+                samples=episodes if processes.is_main() else None,
+                checkpoints=checkpoints,
+                scratch=scratch,
+                interruption=interruption,
+            ),
+        )
+        tracker.close()
+        if not processes.is_main():
+            return {}
+        metrics = {"prompts_cut": cut, **summary(state, config, skipped)}
+        actor.model = trainee.trained()
+        card = ModelCard(
             kind="policy",
-            base=base,
+            base=trainee.base,
             template_digest=template.digest,
             data_digest=manifest.digest,
+            base_in_4_bits=trainee.keeps_adapter and config.tuning == "qlora",
             training=metrics,
-        ),
-    )
-    _report(report, metrics, result.history, result.examples)
+        )
+        facts = {
+            "started from": policy,
+            "rewarded by": _rewarded_by(reward_model, config),
+            "tuned": trainee.in_words,
+            "saved as": "an adapter on its base" if trainee.keeps_adapter else "a whole model",
+            "critic": "a head on the policy's trunk" if config.critic == "shared" else "a model of its own",
+            "peak learning rate": config.peak_learning_rate,
+            "episodes an update": config.batch_size,
+            "episodes a step": config.episodes_per_step,
+            "epochs": config.epochs,
+            "KL coefficient": config.kl_coeff,
+            "temperature": config.temperature,
+            "prompts cut": cut,
+        }
+        try:
+            actor.save(tuned_policy, card)
+            _publish(episodes, Path(samples))
+            write_report(report, metrics, state.history, state.examples, state.alarms, facts)
+        except Exception as error:
+            raise_if_full(error, f"outputs of {STAGE} in {tuned_policy}")
+            raise
+        if checkpoints is not None:
+            checkpoints.remove()
     return metrics
 
 
-@contextlib.contextmanager
-def _json_lines(path: str) -> Iterator[Any]:
-    unfinished = Path(path).with_name(f".{Path(path).name}.unfinished")
-    with open(unfinished, "w", encoding="utf-8") as file:
-        yield lambda row: _write_line(file, row)
+def _read(rows: Sequence[dict[str, Any]], template: Any, policy: Any) -> tuple[list[Any], float]:
+    """Prompts as the policy reads them, and the share that was cut.
+
+    Raises:
+        DataError: One is empty, or leaves no room for a completion within the model's positions.
+    """
+    from rlhf.ppo_trainer.loop import Prompt
+
+    ready, cuts = [], 0
+    room = policy.positions - template.target_sequence_length
+    for row in rows:
+        text, cut = template.fit(row["prompt"], policy.count_tokens, row.get("messages"))
+        ids = policy.encode_prompt(text)
+        if not 1 <= len(ids) <= room:
+            raise DataError(
+                f"prompts: row {row['id']!r} has {len(ids)} tokens, expected 1 to {room}: the policy has "
+                f"{policy.positions} positions and a completion takes {template.target_sequence_length}; lower "
+                "prompt_sequence_length or target_sequence_length, or take a model with more positions"
+            )
+        cuts += cut
+        ready.append(Prompt(row["id"], text, ids, row["prompt"], row.get("reference")))
+    return ready, cuts / len(rows)
+
+
+def _split(prompts: list[Any], config: PPOTrainerConfig) -> tuple[list[Any], list[Any]]:
+    """Prompts to train on, and those held out."""
+    import xxhash
+
+    from rlhf.training.held_out import hold_out
+
+    keys = [xxhash.xxh3_64_intdigest(prompt.text.encode()) for prompt in prompts]
+    out = hold_out(keys, HELD_OUT_FRACTION, config.held_out_prompts)
+    return (
+        [prompt for prompt, is_out in zip(prompts, out, strict=True) if not is_out],
+        [prompt for prompt, is_out in zip(prompts, out, strict=True) if is_out],
+    )
+
+
+def _rewarded_by(reward_model: str, config: PPOTrainerConfig) -> str:
+    parts = [f"{config.reward_model_weight:g} x the reward model"] if reward_model else []
+    return " + ".join([*parts, *(f"{each.weight:g} x {each.name}" for each in config.reward_functions)])
+
+
+def _publish(written: Path, path: Path) -> None:
+    """Put a whole file in place in one rename."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.write_bytes(written.read_bytes())
     unfinished.replace(path)
-
-
-def _write_line(file: IO[str], row: dict[str, Any]) -> None:
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _report(path: str, metrics: dict[str, float], history: dict[str, list], examples: list[dict[str, Any]]) -> None:
-    from rlhf.report import figures
-    from rlhf.report.page import Page, Section, figure, paragraph, table, write_page
-
-    summary = paragraph(
-        f"Over {metrics['updates']:,} updates ({metrics['episodes']:,} episodes) the reward model's mean score went "
-        f"from {metrics['reward_before']:.3f} to {metrics['reward_after']:.3f}, at {metrics['kl']:.2f} nats of KL per "
-        f"completion from the policy it started from. {metrics['ended']:.1%} of the last completions stopped by "
-        "themselves. Whether people would agree that they got better, the evaluator's report says."
-    )
-    curves = [
-        ("ppo/score", "Reward", "reward model's score", "Mean score of each update's episodes, before the KL penalty."),
-        ("ppo/kl", "KL", "nats a completion", "KL from the policy that training started from (estimator k1)."),
-        ("ppo/length", "Length", "tokens", "Mean length of completions."),
-        ("ppo/entropy", "Entropy", "nats a token", "Mean of -log p over sampled tokens."),
-        ("ppo/explained_variance", "Critic", "explained variance", "1 is a perfect critic, 0 one that knows the mean."),
-    ]
-    plots = [
-        figure(
-            figures.lines(title, {title.lower(): history[tag]}, "update", unit),
-            alt=f"{title} from {history[tag][0][1]:.3g} to {history[tag][-1][1]:.3g}",
-            caption=caption,
-        )
-        for tag, title, unit, caption in curves
-    ]
-    shown = table(
-        ["update", "completion", "score", "KL"],
-        [[e["update"], e["completion"], f"{e['score']:.3f}", f"{e['kl']:.2f}"] for e in examples],
-    )
-    numbers = table(["metric", "value"], [[name, f"{value:.4g}"] for name, value in metrics.items()])
-    sections = [
-        Section("Result", summary + numbers, "result"),
-        Section("Training", plots[0] + plots[1] + plots[2] + plots[3] + plots[4], "training"),
-        Section("Completions through training", shown, "completions"),
-    ]
-    write_page(path, Page("PPO trainer", "Proximal policy optimisation", sections))

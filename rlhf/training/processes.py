@@ -36,6 +36,23 @@ def gather(part: Any) -> list[Any]:
     return parts
 
 
+def join() -> None:
+    """Let the processes that torchrun started talk to each other."""
+    import torch
+    import torch.distributed as dist
+
+    if count() > 1 and not dist.is_initialized():
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(rank_on_this_node())
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+
+
+def any_of(flag: bool) -> bool:
+    """Whether it is so in any process."""
+    return any(gather(flag))
+
+
 def interleave(parts: list[list[Any]]) -> list[Any]:
     """Put together again what was dealt out as `items[rank::count]`."""
     items = [None] * sum(map(len, parts))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -222,7 +221,7 @@ class _Watcher(TrainerCallback):
         if self.evaluation and (last or state.global_step % self.evaluation.every == 0):
             self._evaluate(state.global_step, control)
         self.progress.update(state.global_step, **self._latest)
-        if _on_any_process(self.interruption.requested, args.device):
+        if processes.any_of(self.interruption.requested):
             control.should_training_stop = True
         if self.checkpoints and (last or control.should_training_stop):
             control.should_save = True
@@ -268,14 +267,6 @@ class _Watcher(TrainerCallback):
         self.tracker.scalars(step, dict(scalars))
         self.run.log(step, scalars)
         self._latest |= {tag.rpartition("/")[2]: value for tag, value in scalars.items() if "learning_rate" not in tag}
-
-
-def _on_any_process(flag: bool, device: torch.device) -> bool:
-    if processes.count() == 1:
-        return flag
-    flags = torch.tensor(int(flag), device=device)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags.item())
 
 
 def _save_weights(model: torch.nn.Module, path: Path) -> None:

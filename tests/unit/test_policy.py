@@ -38,7 +38,7 @@ def greedy_by_hand(policy: Policy, prompt: list[int], tokens: int) -> list[int]:
             logits = policy.model(input_ids=ids, decoder_input_ids=torch.tensor([[start, *said]])).logits
         else:
             logits = policy.model(input_ids=torch.tensor([prompt + said])).logits
-        said.append(policy.log_softmax(logits[0, -1], 1.0).argmax().item())
+        said.append(policy.tempered(logits[0, -1], 1.0).argmax().item())
     return said
 
 
@@ -57,7 +57,7 @@ def test_special_tokens_but_eos_are_never_sampled_and_have_no_probability(policy
     special = set(policy.tokenizer.all_special_ids) - {policy.eos}
     assert special, "the tokenizer has special tokens to keep out"
     assert not sampled & special
-    probabilities = policy.log_softmax(torch.zeros(len(policy.tokenizer)), 1.0).exp()
+    probabilities = torch.softmax(policy.tempered(torch.zeros(len(policy.tokenizer)), 1.0), -1)
     assert probabilities[sorted(special)].sum() == 0
     assert probabilities.sum().item() == pytest.approx(1)
 
@@ -88,7 +88,7 @@ def test_log_probs_are_those_of_a_forward_pass_without_padding(policy):
                 logits = policy.model(input_ids=torch.tensor([prompt]), decoder_input_ids=shifted).logits[0]
             else:
                 logits = policy.model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-            expected = policy.log_softmax(logits, 0.7)[range(len(response)), response]
+            expected = torch.log_softmax(policy.tempered(logits, 0.7), -1)[range(len(response)), response]
             assert torch.allclose(batch[row, : len(response)], expected, atol=1e-5)
             assert (batch[row, len(response) :] == 0).all()
 

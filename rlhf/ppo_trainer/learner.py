@@ -1,0 +1,270 @@
+"""One update of PPO (Schulman et al. 2017; details of Huang et al. 2024): estimate advantages, then improve on them."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import get_scheduler
+
+from rlhf.errors import TrainingError
+from rlhf.models.batching import by_length
+from rlhf.ppo_trainer import maths
+from rlhf.ppo_trainer.config import PPOTrainerConfig
+from rlhf.ppo_trainer.networks import Batch, Episode, Networks, chosen_log_probs
+from rlhf.training import processes
+
+MEASURED = (
+    "policy_loss",
+    "value_loss",
+    "clip_fraction",
+    "value_clip_fraction",
+    "update_kl",
+)
+
+
+@dataclass
+class Rollout:
+    """One update's episodes, and what was known of them when they were sampled. Tensors are (episodes, positions)."""
+
+    episodes: Sequence[Episode]
+    mask: torch.Tensor  # 1 on response tokens
+    value_mask: torch.Tensor  # 1 on positions that have a value: the same, or one more after EOS
+    log_probs: torch.Tensor
+    kl: torch.Tensor | None  # nats, by the estimator of the penalty; None without a reference
+    log_ratio: torch.Tensor | None  # log policy / reference: KL by k1
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+
+class Learner:
+    """The networks, their optimiser, and one update's work on them."""
+
+    def __init__(self, config: PPOTrainerConfig, networks: Networks, response_length: int):
+        """Args: response_length: Tokens of a completion, at most."""
+        self.config, self.networks, self.response_length = config, networks, response_length
+        rates = (
+            (networks.policy_parameters(), config.peak_learning_rate),
+            (networks.critic_parameters(), config.value_rate),
+        )
+        self.optimizer = torch.optim.AdamW(
+            [{"params": parameters, "lr": rate} for parameters, rate in rates],
+            betas=(0.9, config.adam_beta2),
+            eps=1e-5,  # Huang et al. 2024, detail 16
+            weight_decay=0.0,
+            fused=True,
+        )
+        self.schedule = get_scheduler(
+            config.learning_rate_schedule, self.optimizer, config.warmup_steps, config.train_steps
+        )
+        self.skipped_steps = 0
+
+    def estimate(self, episodes: Sequence[Episode], rewards: torch.Tensor, kl_coeff: float) -> Rollout:
+        """What the policy, the reference and the critic make of the episodes, and the advantage of every token.
+
+        Args:
+            rewards: (episodes,) what each episode earned, scaled.
+        """
+        config, networks = self.config, self.networks
+        spans = [self._values(episode) for episode in episodes]
+        width = max(spans)
+        shape = (len(episodes), width)
+        mask = torch.zeros(shape)
+        value_mask = torch.zeros(shape)
+        for row, (episode, count) in enumerate(zip(episodes, spans, strict=True)):
+            mask[row, : len(episode.response)] = 1
+            value_mask[row, :count] = 1
+        found: list[tuple[int, list[float], list[float], list[float]]] = []
+        mine = range(len(episodes))[processes.rank() :: processes.count()]
+        with torch.no_grad(), self._precision():
+            for rows, batch in self._batches(episodes, list(mine)):
+                hidden = networks.hidden(batch)
+                how = (batch, config.temperature, config.logits_at_once)
+                old = networks.log_probs(hidden, *how)
+                values = networks.values(hidden, batch)
+                reference = old
+                if networks.has_reference:
+                    reference = networks.log_probs(networks.reference_hidden(batch), *how, reference=True)
+                said, valued = ([len(episodes[i].response) for i in rows], [spans[i] for i in rows])
+                parts = zip(
+                    rows, old.cpu().split(said), reference.cpu().split(said), values.cpu().split(valued), strict=True
+                )
+                found += parts
+        log_probs, reference, values = (torch.zeros(shape) for _ in range(3))
+        for row, *known in (entry for part in processes.gather(found) for entry in part):
+            for tensor, numbers in zip((log_probs, reference, values), known, strict=True):
+                tensor[row, : len(numbers)] = numbers
+        kl = torch.zeros(shape)
+        if networks.has_reference:
+            kl = maths.kl_penalty(log_probs, reference, mask, config.kl_estimator)
+        earned = maths.token_rewards(rewards, kl, value_mask, kl_coeff)
+        advantages, returns = maths.gae(earned, values, value_mask, config.gamma, config.gae_lambda)
+        return Rollout(
+            episodes=episodes,
+            mask=mask,
+            value_mask=value_mask,
+            log_probs=log_probs,
+            kl=kl if networks.has_reference else None,
+            log_ratio=(log_probs - reference) * mask if networks.has_reference else None,
+            values=values,
+            advantages=maths.whiten(advantages, mask),
+            returns=returns,
+        )
+
+    def improve(self, rollout: Rollout, update: int) -> dict[str, float]:
+        """Pass over the episodes `epochs` times in shuffled minibatches.
+
+        Args:
+            update: Its number; the order of the episodes depends on it and on the seed alone.
+
+        Returns:
+            Means over the optimiser steps of what was measured at each, `gradient_norm` and `steps`.
+
+        Raises:
+            TrainingError: More than `max_skipped_steps` optimiser steps were not finite.
+        """
+        config = self.config
+        sums: dict[str, float] = dict.fromkeys((*MEASURED, "gradient_norm"), 0.0)
+        steps = 0
+        for rows in self._minibatches(len(rollout.episodes), update):
+            measured = self.gradient(rollout, rows)
+            if config.stop_at_update_kl is not None and measured["update_kl"] > config.stop_at_update_kl:
+                break  # the gradient is dropped
+            measured["gradient_norm"] = self._clip_gradients()
+            if all(map(math.isfinite, measured.values())):
+                self.optimizer.step()
+            else:
+                self._skip(update)
+                measured = dict.fromkeys(measured, 0.0)
+            steps += 1
+            for name, value in measured.items():
+                sums[name] += value
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        return {name: total / max(1, steps) for name, total in sums.items()} | {"steps": steps}
+
+    def gradient(self, rollout: Rollout, rows: Sequence[int]) -> dict[str, float]:
+        """The gradient of the loss on a minibatch, accumulated over micro-batches and processes; and its parts.
+
+        Logits are held for `logits_at_once` tokens at a time: their loss goes back to the hidden states at once, and
+        from there through the trunk in one pass.
+
+        Args:
+            rows: Of the minibatch, in `rollout`.
+        """
+        config, networks = self.config, self.networks
+        device = networks.device
+        tokens, positions = (m[rows].sum().item() for m in (rollout.mask, rollout.value_mask))
+        measured = torch.zeros(len(MEASURED), device=device)
+        self.optimizer.zero_grad(set_to_none=True)
+        mine = sorted(rows, key=lambda i: len(rollout.episodes[i]))[processes.rank() :: processes.count()]
+        for micro, batch in self._batches(rollout.episodes, mine):
+            said, valued = rollout.mask[micro].bool(), rollout.value_mask[micro].bool()
+            old_log_probs, advantages = (t[micro][said].to(device) for t in (rollout.log_probs, rollout.advantages))
+            old_values, returns = (t[micro][valued].to(device) for t in (rollout.values, rollout.returns))
+            with self._precision():
+                trunk = networks.hidden(batch)
+                hidden = trunk.detach().requires_grad_()
+                values = networks.values(hidden, batch)
+            losses, clipped = maths.value_loss(values, old_values, returns, config.value_clip_range)
+            loss = losses.sum() / positions
+            (config.value_coeff * loss).backward()
+            measured[1] += loss.detach()
+            measured[3] += clipped.sum() / positions
+            pieces = [piece.detach().requires_grad_() for piece in hidden[batch.spoken].split(config.logits_at_once)]
+            known = (t.split(config.logits_at_once) for t in (batch.tokens, old_log_probs, advantages))
+            for piece, said_here, old, advantage in zip(pieces, *known, strict=True):
+                with self._precision():
+                    logits = networks.logits(piece, config.temperature)
+                now = chosen_log_probs(logits, said_here)
+                losses, clipped = maths.policy_loss(now, old, advantage, config.clip_range)
+                loss = losses.sum() / tokens
+                bonus = config.entropy_coeff * maths.entropy(logits).sum() / tokens if config.entropy_coeff else 0.0
+                (loss - bonus).backward()
+                with torch.no_grad():
+                    log_ratio = now - old
+                    measured[0] += loss
+                    measured[2] += clipped.sum() / tokens
+                    measured[4] += (torch.expm1(log_ratio) - log_ratio).sum() / tokens
+            back = torch.zeros_like(trunk) if hidden.grad is None else hidden.grad
+            back[batch.spoken] += torch.cat([piece.grad for piece in pieces])
+            trunk.backward(back)
+        self._sum_over_processes(measured)
+        return dict(zip(MEASURED, measured.tolist(), strict=True))
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What a checkpoint needs: tensors by name, and what JSON can hold."""
+        tensors = {f"weight.{name}": value.detach() for name, value in self.networks.named_parameters()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+        return tensors, {"schedule": self.schedule.state_dict(), "skipped_steps": self.skipped_steps}
+
+    def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.networks.named_parameters():
+                parameter.copy_(tensors[f"weight.{name}"])
+        state = self.optimizer.state_dict()
+        for name, value in tensors.items():
+            kind, _, place = name.partition(".")
+            if kind == "optimizer":
+                index, _, moment = place.partition(".")
+                state["state"].setdefault(int(index), {})[moment] = value
+        self.optimizer.load_state_dict(state)
+        self.schedule.load_state_dict(rest["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, rest["schedule"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        self.skipped_steps = rest["skipped_steps"]
+
+    def _values(self, episode: Episode) -> int:
+        """Positions of an episode that have a value."""
+        said = len(episode.response)
+        return min(said + 1, self.response_length) if self.config.score_position == "after_eos" else said
+
+    def _minibatches(self, episodes: int, update: int) -> Iterator[list[int]]:
+        for epoch in range(self.config.epochs):
+            order = torch.randperm(episodes, generator=generator(self.config.seed, update, epoch)).tolist()
+            for start in range(0, episodes, self.config.episodes_per_step):
+                yield order[start : start + self.config.episodes_per_step]
+
+    def _batches(self, episodes: Sequence[Episode], rows: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
+        """Micro-batches of rows of similar length, longest first, so that memory is short at once or not at all."""
+        for chosen in reversed(by_length([len(episodes[i]) for i in rows], self.config.microbatch_tokens)):
+            micro = [rows[i] for i in chosen]
+            spans = [self._values(episodes[i]) for i in micro]
+            yield micro, Batch.of(self.networks.policy, [episodes[i] for i in micro], spans)
+
+    def _precision(self) -> torch.autocast:
+        device = self.networks.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+    def _clip_gradients(self) -> float:
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm).item()
+
+    def _sum_over_processes(self, measured: torch.Tensor) -> None:
+        if processes.count() == 1:
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+        torch.distributed.all_reduce(measured)
+
+    def _skip(self, update: int) -> None:
+        self.skipped_steps += 1
+        if self.skipped_steps > self.config.max_skipped_steps:
+            raise TrainingError(
+                f"{self.skipped_steps} optimiser steps had a loss or gradient that is not finite, the last one in "
+                f"update {update}: more than max_skipped_steps ({self.config.max_skipped_steps}) allows; lower the "
+                "learning rate"
+            )
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """Random numbers that depend on these numbers alone."""
+    words = np.random.SeedSequence(numbers).generate_state(2, np.uint32).tolist()
+    return torch.Generator().manual_seed(words[0] << 32 | words[1])
