@@ -133,9 +133,11 @@ def test_any_text_reaches_the_function_as_it_is(reward):
 
 def test_a_file_can_import_its_neighbours_and_be_called_as_a_library_is(tmp_path):
     (tmp_path / "neighbour.py").write_text("VALUE = 7\n")
-    (tmp_path / "json.py").write_text("from neighbour import VALUE\ndef fn(**_): return [VALUE] * 2\n")
+    (tmp_path / "json.py").write_text(
+        "from neighbour import VALUE\ndef fn(**_):\n    import json\n    return [VALUE, json.loads('8')]\n"
+    )
     function = FunctionReward(RewardFunction(function=f"{tmp_path}/json.py:fn"))
-    assert grade(function) == [7.0, 7.0]
+    assert grade(function) == [7.0, 8.0]
     function.close()
 
 
@@ -195,7 +197,7 @@ def test_what_cannot_be_called_is_refused(reward):
     ("code", "expected"),
     [
         ("\nimport no_such_package\n", r"ModuleNotFoundError: No module named 'no_such_package' at .*graders.py:2; "),
-        ("def fn(:\n", r"SyntaxError: .*graders.py, line 1"),
+        ("def fn(:\n", r"SyntaxError: .*graders.py, line 1\); "),
         ("\n\n1 / 0\n", r"ZeroDivisionError: division by zero at .*graders.py:3; "),
         ("raise SystemExit('bye')\n", r"SystemExit: bye at .*graders.py:1; "),
         ("raise ValueError('two\\nlines')\n", r"ValueError: two lines at .*graders.py:1; "),
@@ -277,6 +279,7 @@ def test_rewards_are_counted_against_the_completions_that_were_given(reward):
         ("os._exit(0)", "exit status 0"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("os.abort()", "SIGABRT"),
+        ("os.system('sleep 987.5 &'); os._exit(3)", "exit status 3"),
     ],
 )
 def test_a_function_that_ends_its_process_is_said_at_once(reward, how, expected):
@@ -287,16 +290,16 @@ def test_a_function_that_ends_its_process_is_said_at_once(reward, how, expected)
     assert "its process ended" in failed(function)  # and stays said
 
 
-@pytest.mark.parametrize("body", ["while True: pass", "time.sleep(1000)", "subprocess.run(['sleep', '987.25'])"])
+@pytest.mark.parametrize("body", ["while True: pass", "time.sleep(1000)", "subprocess.run(['sleep', MARK])"])
 def test_a_function_that_hangs_is_ended_at_its_timeout_with_all_it_started(reward, body):
-    started = children()
-    function = reward(f"import subprocess, time\ndef fn(**_):\n    {body}\n", timeout_seconds=1.0)
+    started, mark = children(), f"987.{os.getpid()}"
+    function = reward(f"import subprocess, time\nMARK = '{mark}'\ndef fn(**_):\n    {body}\n", timeout_seconds=1.0)
     before = time.monotonic()
     message = failed(function)
     assert time.monotonic() - before < 5
     assert "a call with 2 completions took more than 1 s, so its process was ended; make it faster, or raise" in message
     assert children() == started
-    soon(lambda: all(p.info["cmdline"] != ["sleep", "987.25"] for p in psutil.process_iter(["cmdline"])))
+    soon(lambda: all(p.info["cmdline"] != ["sleep", mark] for p in psutil.process_iter(["cmdline"])))
 
 
 def test_a_function_that_raised_can_be_called_again(reward):
