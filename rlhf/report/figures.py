@@ -26,11 +26,12 @@ ElementTree.register_namespace("", _SVG[1:-1])
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 _REFERENCE = re.compile(r"^(?:url\()?#([\w-]+)\)?$")
 
-_INK, _FAINT = "#010101", "#020202"
+_INK, _FAINT, _MARK = "#010101", "#020202", "#040404"
 _SERIES = ["#030301", "#030302", "#030303", "#030304", "#030305"]
 _COLOURS = {  # fallbacks serve an SVG taken out of the page
     _INK: "currentColor",
     _FAINT: "var(--line, #8884)",
+    _MARK: "var(--bad, #a23b3b)",
     _SERIES[0]: "var(--s1, #6b7280)",
     _SERIES[1]: "var(--s2, #1f6fb2)",
     _SERIES[2]: "var(--s3, #b45f06)",
@@ -73,6 +74,7 @@ def lines(
     x_label: str,
     y_label: str,
     limit: float | None = None,
+    marks: Mapping[float, str] | None = None,
 ) -> str:
     """Curves over steps.
 
@@ -82,6 +84,7 @@ def lines(
             curve is faint under its running mean over a tenth of them.
         x_label, y_label: With their units.
         limit: A bound on y, drawn across once the curves come near it (above half of it).
+        marks: {x: what happened there}, drawn from top to bottom.
 
     Returns:
         An `<svg>` element.
@@ -103,15 +106,23 @@ def lines(
             axes.annotate(
                 f"limit {limit:g}", (1, limit), (0, 3), ("axes fraction", "data"), "offset points", ha="right"
             )
+        _mark(axes, marks or {})
         return _finish(drawing, axes, title, legend=len(series) > 1)
 
 
-def trail(title: str, points: Sequence[tuple[float, float]], x_label: str, y_label: str) -> str:
+def trail(
+    title: str,
+    points: Sequence[tuple[float, float]],
+    x_label: str,
+    y_label: str,
+    marks: Mapping[tuple[float, float], str] | None = None,
+) -> str:
     """Where something went: points in order, the later the darker.
 
     Args:
         title: Short, shown above the plot and given to screen readers.
         points: [(x, y), ...]; those that are not finite are left out.
+        marks: {point: what happened there}, ringed.
 
     Returns:
         An `<svg>` element.
@@ -123,6 +134,11 @@ def trail(title: str, points: Sequence[tuple[float, float]], x_label: str, y_lab
         drawing, axes = _axes(title, x_label, y_label)
         for left, (x, y) in zip(range(len(points) - 1, -1, -1), points, strict=True):
             axes.plot([x], [y], "o", color=_SERIES[1], markersize=5, alpha=1 - 0.8 * left / len(points))
+        for (x, y), what in (marks or {}).items():
+            axes.plot([x], [y], "o", color=_MARK, markersize=11, markerfacecolor="none", markeredgewidth=1.6)
+            axes.annotate(
+                _label(what), (x, y), (9, -9), textcoords="offset points", va="top", fontsize=8.5, color=_MARK
+            )
         return _finish(drawing, axes, title, legend=False)
 
 
@@ -267,6 +283,27 @@ def scatter(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_l
                 label=_label(label),
             )
         return _finish(drawing, axes, title, legend=len(series) > 1)
+
+
+def _mark(axes: Any, marks: Mapping[float, str]) -> None:
+    """Lines from top to bottom; what they say stands beside them, one below the other, above the curves."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.08 * len(marks) * (high - low))
+    middle = sum(axes.get_xlim()) / 2
+    for row, (x, what) in enumerate(sorted(marks.items())):
+        axes.axvline(x, color=_MARK, linewidth=1.2, linestyle=(0, (4, 2)))
+        side = -1 if x > middle else 1  # the one with room
+        axes.annotate(
+            _label(what),
+            (x, 1),
+            (4 * side, -1 - 11 * row),
+            ("data", "axes fraction"),
+            "offset points",
+            ha="right" if side < 0 else "left",
+            va="top",
+            fontsize=8.5,
+            color=_MARK,
+        )
 
 
 def _bar(axes: Any, point: tuple[float, float], ends: tuple[float, float], colour: str, across: bool) -> None:
