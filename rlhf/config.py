@@ -57,9 +57,9 @@ class StageConfig(BaseModel):
         label = f"{where}.{name}".strip(".") or cls.__name__
         if error["type"] == "extra_forbidden":
             *path, last = error["loc"]
-            known = cls
+            known: Any = cls
             for part in path:
-                known = known.model_fields[part].annotation
+                known = typing.get_args(known)[0] if isinstance(part, int) else known.model_fields[part].annotation
             close = difflib.get_close_matches(last, known.model_fields, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             return f"unknown option {label!r}: {hint}valid names are {', '.join(known.model_fields)}"

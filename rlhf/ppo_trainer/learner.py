@@ -81,7 +81,9 @@ class Learner:
         mine = range(len(episodes))[processes.rank() :: processes.count()]
         with torch.no_grad(), self._precision():
             for rows, batch in self._batches(episodes, list(mine)):
-                hidden = networks.hidden(batch)
+                # Without gradients some kernels differ in the last bit, and the first ratio would not be exactly 1.
+                with torch.enable_grad():
+                    hidden = networks.hidden(batch).detach()
                 how = (batch, config.temperature, config.logits_at_once)
                 old = networks.log_probs(hidden, *how)
                 values = networks.values(hidden, batch)
@@ -160,7 +162,7 @@ class Learner:
         tokens, positions = (m[rows].sum().item() for m in (rollout.mask, rollout.value_mask))
         measured = torch.zeros(len(MEASURED), device=device)
         self.optimizer.zero_grad(set_to_none=True)
-        mine = sorted(rows, key=lambda i: len(rollout.episodes[i]))[processes.rank() :: processes.count()]
+        mine = sorted(rows, key=lambda i: (len(rollout.episodes[i]), i))[processes.rank() :: processes.count()]
         for micro, batch in self._batches(rollout.episodes, mine):
             said, valued = rollout.mask[micro].bool(), rollout.value_mask[micro].bool()
             old_log_probs, advantages = (t[micro][said].to(device) for t in (rollout.log_probs, rollout.advantages))

@@ -128,6 +128,8 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
         state = _resume(run, learner) or state
     alarms = Alarms(config, state.alarms)
     eval_every = config.eval_every or max(1, config.train_steps // EVALUATIONS_PER_RUN)
+    if run.held_out and not state.update:
+        _evaluate(config, networks, rewards, run, state, 0)
     while state.update < config.train_steps and not state.stopped_early:
         update = state.update + 1
         clock = _Clock()
@@ -151,17 +153,15 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
         scalars |= clock.scalars(sum(map(len, responses)), sum(map(len, episodes)))
         loss = trained["policy_loss"] + config.value_coeff * trained["value_loss"]
         scalars |= {"rl_loss": loss, "learning_rate": learning_rate}
-        if run.held_out and (update % eval_every == 0 or update in (1, config.train_steps)):
-            measured, examples = evaluate(config, networks, rewards, run, update)
-            scalars |= measured
-            state.examples += examples
         if config.kl_target is not None:
             kl = scalars["ppo/kl"]
             state.kl_coeff = maths.adapted_kl_coeff(
                 state.kl_coeff, kl, config.kl_target, config.kl_horizon, len(episodes)
             )
         state.update = update
-        _record(state, scalars, run)
+        _record(state, update, scalars, run)
+        if run.held_out and (update % eval_every == 0 or update == config.train_steps):
+            _evaluate(config, networks, rewards, run, state, update)
         if run.samples is not None and ((update - 1) % config.sample_every == 0 or update == config.train_steps):
             _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
         _heed(alarms, state, config)
@@ -180,6 +180,7 @@ def summary(state: RunState, config: PPOTrainerConfig, skipped_steps: int) -> di
     history = state.history
     metrics = {
         "updates": state.update,
+        "planned_updates": config.train_steps,
         "episodes": state.update * config.batch_size,
         "reward_before": history["ppo/reward"][0][1],
         "reward_after": late_mean(history["ppo/reward"]),
@@ -267,9 +268,9 @@ def describe(rollout: Rollout, scored: Scored, kept: Sequence[int], eos: int, kl
     return scalars
 
 
-def evaluate(
-    config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: Run, update: int
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def _evaluate(
+    config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: Run, state: RunState, update: int
+) -> None:
     """Measure on prompts that are not trained on, sampled with the same random numbers every time."""
     policy = networks.policy
     responses = sample(config, policy, run.held_out, run.response_length, (config.seed, 0, _HELD_OUT))
@@ -286,10 +287,11 @@ def evaluate(
     if pairs:
         measured["eval/rouge_l"] = rouge(*zip(*pairs, strict=True)).mean["rougeL"]
     examples = [
-        {"update": update, "id": prompt.id, "completion": text, "score": value}
+        {"update": update, "id": prompt.id, "prompt": prompt.text, "completion": text, "score": value}
         for prompt, text, value in zip(run.held_out, completions, scored.total, strict=True)
     ]
-    return measured, examples[:EXAMPLES_PER_EVALUATION]
+    state.examples += examples[:EXAMPLES_PER_EVALUATION]
+    _record(state, update, measured, run)
 
 
 def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, update: int) -> list[int]:
@@ -350,11 +352,11 @@ class _Clock:
         }
 
 
-def _record(state: RunState, scalars: dict[str, float], run: Run) -> None:
+def _record(state: RunState, update: int, scalars: dict[str, float], run: Run) -> None:
     known = {tag: value for tag, value in scalars.items() if math.isfinite(value)}
-    run.log(state.update, known)
+    run.log(update, known)
     for tag, value in known.items():
-        state.history.setdefault(tag, []).append((state.update, value))
+        state.history.setdefault(tag, []).append((update, value))
 
 
 def _heed(alarms: Alarms, state: RunState, config: PPOTrainerConfig) -> None:

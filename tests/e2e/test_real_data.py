@@ -39,7 +39,7 @@ FEW_STEPS = {
     "reinforcement_learning_train_steps": 2,
     "sft": {"train_steps": 2, "batch_size": 4},
     "reward": {"batch_size": 4},
-    "ppo": {"batch_size": 8, "minibatch_size": 8, "microbatch_size": 8, "epochs": 1},
+    "ppo": {"batch_size": 8, "minibatch_size": 8, "epochs": 1},
 }
 
 

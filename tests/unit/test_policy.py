@@ -10,7 +10,6 @@ from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.policy import Policy, pad_left
-from rlhf.ppo_trainer.networks import Episodes, log_probs
 from tests.conftest import CHAT_TEMPLATE
 
 PROMPTS = ["My brother sold my guitar.\nTL;DR:", "So this is about my boss. Should I sue them?\nTL;DR:", "a\nTL;DR:"]
@@ -75,33 +74,6 @@ def test_sampling_repeats_with_its_seed_and_only_then(policy):
     other = policy.generate([policy.encode_prompt(text) for text in PROMPTS], 12, 1.0, batch_size=8)
     assert first == again
     assert first != other
-
-
-def test_log_probs_are_those_of_a_forward_pass_without_padding(policy):
-    prompts, responses = responses_of(policy)
-    with torch.no_grad():
-        batch = log_probs(policy, Episodes.of(policy, prompts, responses), temperature=0.7)
-        for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            if policy.kind == "seq2seq":
-                start = policy.model.generation_config.decoder_start_token_id
-                shifted = torch.tensor([[start, *response[:-1]]])
-                logits = policy.model(input_ids=torch.tensor([prompt]), decoder_input_ids=shifted).logits[0]
-            else:
-                logits = policy.model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-            expected = torch.log_softmax(policy.tempered(logits, 0.7), -1)[range(len(response)), response]
-            assert torch.allclose(batch[row, : len(response)], expected, atol=1e-5)
-            assert (batch[row, len(response) :] == 0).all()
-
-
-def test_batch_order_and_wider_padding_do_not_change_log_probs(policy):
-    prompts, responses = responses_of(policy)
-    with torch.no_grad():
-        forward = log_probs(policy, Episodes.of(policy, prompts, responses), 1.0)
-        backward = log_probs(policy, Episodes.of(policy, prompts[::-1], responses[::-1]), 1.0)
-        wider = Episodes.of(policy, [*prompts, prompts[0] * 3], [*responses, responses[0]])
-        padded = log_probs(policy, wider, 1.0)[:3]
-    assert torch.allclose(forward, backward.flip(0), atol=1e-5)
-    assert torch.allclose(forward, padded, atol=1e-5)
 
 
 def test_a_model_saved_and_loaded_again_gives_the_same_greedy_text(policy, tmp_path):

@@ -1,175 +1,193 @@
-import json
+"""The PPO loop: what episodes earn, what a run comes to, and that it goes on where it was."""
+
 import math
 
 import pytest
 import torch
 
-from rlhf.errors import ConfigError, TrainingError
-from rlhf.models.policy import Policy
-from rlhf.ppo_trainer import PPOTrainerConfig
-from rlhf.ppo_trainer import stage as ppo
-from rlhf.ppo_trainer.loop import Learner, Prompt, prompt_batches, train
-from rlhf.ppo_trainer.networks import log_probs
-from rlhf.progress import Progress
-
-SMALL = {
-    "train_steps": 3,
-    "batch_size": 8,
-    "minibatch_size": 4,
-    "microbatch_size": 3,
-    "epochs": 2,
-    "learning_rate": 1e-3,
-}
+from rlhf.errors import Stopped, TrainingError
+from rlhf.ppo_trainer.loop import RewardScale, _finite, _scaled, prompt_batch, sample, summary
+from rlhf.ppo_trainer.networks import Networks
+from rlhf.rewards.combined import Scored
+from rlhf.training.checkpoints import Checkpoints
+from rlhf.training.interruption import Interruption
+from tests.ppo import LetterReward, WordReward, config_of, policy_of, prompts_of, run_of
 
 
-class WordReward:
-    """Stands where a reward model does: pays for one token. The optimum, to say it always, is known."""
-
-    def __init__(self, policy: Policy, folder, wanted: str = " my"):
-        from rlhf.models.scoring import RewardModel
-
-        torch.manual_seed(0)
-        real = RewardModel.load(folder)
-        self.model, self.kind, self.tokenizer = real.model, real.kind, real.tokenizer
-        self.wanted = wanted.strip()
-
-    def score(self, prompts, completions):
-        return [float(text.split().count(self.wanted) > 0) for text in completions]
-
-
-def prompts_of(policy: Policy, count: int = 12) -> list[Prompt]:
-    texts = [f"My brother sold my guitar {i}.\nTL;DR:" for i in range(count)]
-    return [Prompt(str(i), text, policy.encode_prompt(text)) for i, text in enumerate(texts)]
-
-
-@pytest.fixture
-def policy(policy_folder) -> Policy:
-    return Policy.load(policy_folder)
-
-
-def test_ratio_is_one_before_the_first_update(policy, llama_folder):
-    torch.manual_seed(0)
-    config = PPOTrainerConfig(**SMALL)
-    learner = Learner(config, policy, WordReward(policy, llama_folder))
-    rollout = learner.sample(prompts_of(policy)[:8], 10)
-    for rows in learner._micro_batches(range(8), rollout.prompts, rollout.responses):
-        episodes = learner._episodes(rows, rollout.prompts, rollout.responses)
-        now = log_probs(policy, episodes, config.temperature)
-        width = now.shape[1]
-        ratio = torch.exp(now - rollout.log_probs[rows, :width])[episodes.mask.bool()]
-        assert torch.allclose(ratio, torch.ones_like(ratio), atol=1e-6)  # kernels differ without gradients
-    assert torch.equal(rollout.kl, torch.zeros(8)), "the policy is still the reference"
+def run_small(folder, reward=None, response_length=10, **options):
+    config = config_of(**options)
+    networks = Networks(policy_of(folder, config), config)
+    prompts = prompts_of(networks.policy)
+    return networks, run_of(networks, config, reward or LetterReward(), prompts, response_length)
 
 
 def test_a_bandit_with_a_known_best_answer_is_solved(llama_folder):
     """One token an episode, a reward of 1 for one of them: the policy must come to say it almost always."""
-    policy = Policy.load(llama_folder)
-    torch.manual_seed(0)
-    wanted = policy.tokenizer(" guitar", add_special_tokens=False)["input_ids"]
-    assert len(wanted) == 1
-    config = PPOTrainerConfig(
+    config = config_of(
         train_steps=60,
         batch_size=256,
         minibatch_size=128,
-        microbatch_size=256,
         epochs=4,
         learning_rate=3e-3,
         kl_coeff=0.0,
         temperature=1.0,
         missing_eos_score=None,
     )
-    reward = WordReward(policy, llama_folder, " guitar")
-    prompt = Prompt("0", "a", policy.encode_prompt("My brother sold my"))
-    with Progress("test", config.train_steps) as progress:
-        result = train(config, policy, reward, [prompt], 1, progress, lambda *_: None, lambda _: None)
-    assert result.metrics["reward_before"] < 0.1
-    assert result.metrics["reward_after"] > 0.95
+    networks = Networks(policy_of(llama_folder, config), config)
+    state = run_of(networks, config, WordReward(" guitar"), prompts_of(networks.policy, 1), response_length=1)
+    metrics = summary(state, config, 0)
+    assert metrics["reward_before"] < 0.1
+    assert metrics["reward_after"] > 0.95
 
 
 def test_the_kl_penalty_holds_the_policy_back(llama_folder):
-    def kl_after(coefficient: float) -> float:
-        policy = Policy.load(llama_folder)
-        torch.manual_seed(0)
-        size = {"train_steps": 12, "batch_size": 32, "minibatch_size": 32, "microbatch_size": 32}
-        config = PPOTrainerConfig(**{**SMALL, **size}, kl_coeff=coefficient, missing_eos_score=None)
-        reward = WordReward(policy, llama_folder)
-        with Progress("test", 12) as progress:
-            result = train(config, policy, reward, prompts_of(policy), 6, progress, lambda *_: None, lambda _: None)
-        return result.metrics["kl"]
-
-    assert kl_after(1.0) < 0.5 * kl_after(0.0)
+    size = {"train_steps": 12, "batch_size": 32, "minibatch_size": 32, "missing_eos_score": None}
+    loose, held = (
+        summary(run_small(llama_folder, response_length=6, kl_coeff=kl, **size)[1], config_of(**size), 0)["kl"]
+        for kl in (0.0, 1.0)
+    )
+    assert held < 0.5 * loose
 
 
-def test_gradients_accumulated_over_micro_batches_are_those_of_the_whole_minibatch(policy, llama_folder):
-    gradients = []
-    for size in (8, 3):
-        torch.manual_seed(0)
-        tuned = Policy(policy.model, policy.tokenizer, None)
-        config = PPOTrainerConfig(**{**SMALL, "microbatch_size": size, "minibatch_size": 8, "max_gradient_norm": 1e9})
-        learner = Learner(config, tuned, WordReward(tuned, llama_folder))
-        rollout = learner.sample(prompts_of(tuned)[:8], 10)
-        learner.optimizer.step = lambda *_, **__: None
-        learner._step(rollout, list(range(8)))
-        gradients.append(torch.cat([p.grad.flatten().clone() for p in tuned.model.parameters() if p.grad is not None]))
-    assert torch.allclose(*gradients, atol=1e-5)
+def test_the_same_seed_gives_the_same_run_whatever_is_sampled_at_once(policy_folder):
+    (one, first), (other, second) = (run_small(policy_folder, rollout_tokens=tokens) for tokens in (10**6, 10**6))
+    assert first.history["ppo/reward"] == second.history["ppo/reward"]
+    for a, b in zip(one.policy.model.parameters(), other.policy.model.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
-def test_a_completion_that_does_not_end_gets_the_penalty_in_place_of_its_score(llama_folder):
-    policy = Policy.load(llama_folder)
-    learner = Learner(PPOTrainerConfig(**SMALL, missing_eos_score=-2.0), policy, WordReward(policy, llama_folder))
-    scores = torch.tensor([1.0, 1.0])
-    assert learner._rewards(scores, [[7, policy.eos], [7, 8]]).tolist() == [1.0, -2.0]
-
-
-def test_scores_are_standardised_by_the_first_updates_and_stay_on_that_scale(llama_folder):
-    policy = Policy.load(llama_folder)
-    config = PPOTrainerConfig(**SMALL, reward_scaling="standardise", missing_eos_score=None)
-    learner = Learner(config, policy, WordReward(policy, llama_folder))
-    first = learner._rewards(torch.tensor([1.0, 3.0]), [[policy.eos]] * 2)
-    assert first.mean().item() == pytest.approx(0)
-    assert first.std().item() == pytest.approx(1)
-    assert learner._rewards(torch.tensor([2.0]), [[policy.eos]]).item() == pytest.approx(0)
-
-
-def test_a_step_that_is_not_finite_is_skipped_counted_and_fatal_past_the_limit(llama_folder):
-    policy = Policy.load(llama_folder)
-    torch.manual_seed(0)
-    config = PPOTrainerConfig(**{**SMALL, "max_skipped_steps": 1})
-    learner = Learner(config, policy, WordReward(policy, llama_folder))
-    rollout = learner.sample(prompts_of(policy)[:8], 6)
-    rollout.advantages = rollout.advantages * math.nan
-    before = [parameter.clone() for parameter in policy.model.parameters()]
-    learner._step(rollout, [0, 1])
-    assert learner.skipped == 1
-    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
-    with pytest.raises(TrainingError, match="max_skipped_steps"):
-        learner._step(rollout, [0, 1])
+def test_what_is_sampled_depends_on_neither_the_batch_nor_its_order(policy_folder):
+    config = config_of()
+    policy = policy_of(policy_folder, config)
+    prompts = prompts_of(policy, 8)
+    together = sample(config, policy, prompts, 10, (0, 1))
+    alone = sample(config_of(rollout_tokens=1), policy, prompts, 10, (0, 1))
+    assert together == alone
+    assert sample(config, policy, prompts, 10, (0, 2)) != together
 
 
 def test_every_prompt_is_used_once_before_any_is_used_again(llama_folder):
-    prompts = prompts_of(Policy.load(llama_folder), 10)
-    batches = prompt_batches(prompts, 4, seed=0)
-    drawn = [prompt.id for _ in range(5) for prompt in next(batches)]
+    prompts = prompts_of(policy_of(llama_folder, config_of()), 10)
+    drawn = [prompt.id for update in range(1, 6) for prompt in prompt_batch(prompts, 4, update, seed=0)]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == sorted(prompt.id for prompt in prompts)
     assert drawn[:10] != drawn[10:]
 
 
-def test_a_minibatch_larger_than_the_batch_is_refused_with_the_config():
-    with pytest.raises(ConfigError, match=r"minibatch_size \(512\) must be at most batch_size \(8\)"):
-        PPOTrainerConfig.parse({"batch_size": 8}, "ppo")
+def test_a_completion_that_does_not_end_gets_the_penalty_in_place_of_its_score_or_off_it():
+    rewards, ended = torch.tensor([1.0, 1.0]), [True, False]
+    replaced = _scaled(config_of(missing_eos_score=-2.0), RewardScale(), rewards, ended)
+    assert replaced.tolist() == [1.0, -2.0]
+    less = config_of(missing_eos_score=None, missing_eos_penalty=0.5)
+    assert _scaled(less, RewardScale(), rewards, ended).tolist() == [1.0, 0.5]
+    kept = _scaled(config_of(missing_eos_score=None), RewardScale(), rewards, ended)
+    assert kept.tolist() == [1.0, 1.0]
 
 
-def test_json_lines_that_were_not_finished_are_not_left_behind(tmp_path):
-    path = tmp_path / "samples.jsonl"
+def test_scores_are_standardised_by_the_first_updates_and_stay_on_that_scale():
+    config, scale = config_of(reward_scaling="standardise", missing_eos_score=None), RewardScale()
+    first = _scaled(config, scale, torch.tensor([1.0, 3.0]), [True] * 2)
+    assert first.mean().item() == pytest.approx(0)
+    assert first.std().item() == pytest.approx(1)
+    assert _scaled(config, scale, torch.tensor([2.0, 2.0]), [True] * 2).tolist() == pytest.approx([0, 0])
 
-    def killed_while_writing() -> None:
-        with ppo._json_lines(str(path)) as write:
-            write({"update": 1})
-            raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        killed_while_writing()
-    assert not path.exists()
-    with ppo._json_lines(str(path)) as write:
-        write({"update": 1})
-    assert json.loads(path.read_text()) == {"update": 1}
+def test_running_statistics_are_those_of_all_rewards_so_far_and_clipping_bounds_the_rest():
+    config, scale = config_of(reward_scaling="running", reward_clip=1.5, missing_eos_score=None), RewardScale()
+    batches = [torch.randn(5, generator=torch.Generator().manual_seed(i)) * (i + 1) + i for i in range(4)]
+    for batch in batches:
+        last = _scaled(config, scale, batch, [True] * 5)
+    together = torch.cat(batches)
+    assert scale.mean == pytest.approx(together.mean().item(), rel=1e-5)
+    assert scale.deviation == pytest.approx(together.std().item(), rel=1e-5)
+    expected = ((batches[-1] - together.mean()) / together.std()).clamp(-1.5, 1.5)
+    assert last.tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_episodes_without_a_finite_reward_are_left_out_and_counted_and_too_many_end_the_run(llama_folder):
+    class Broken(LetterReward):
+        def score(self, prompts, completions):
+            return [math.nan, *super().score(prompts, completions)[1:]]
+
+    _, state = run_small(llama_folder, Broken(), max_bad_rewards=0.2)
+    assert state.bad_rewards == 3
+    assert [value for _, value in state.history["ppo/bad_rewards"]] == [1, 1, 1]
+    with pytest.raises(TrainingError, match=r"1 of 8 episodes have no finite reward \(reward_model: 0 None, 1 NaN"):
+        run_small(llama_folder, Broken(), max_bad_rewards=0.1)
+
+
+def test_a_run_without_any_reward_ends(llama_folder):
+    scored = Scored([math.nan] * 2, {"f": [None, None]})
+    with pytest.raises(TrainingError, match="2 of 2 episodes have no finite reward"):
+        _finite(config_of(), scored, type("State", (), {"bad_rewards": 0})(), 1)
+
+
+def test_no_reference_is_kept_where_none_is_asked_for(llama_folder):
+    networks, state = run_small(llama_folder, kl_coeff=0.0, reference="none")
+    assert networks._reference is None
+    assert "ppo/kl" not in state.history
+    assert math.isfinite(state.history["ppo/policy_loss"][-1][1])
+
+
+def test_the_old_pipelines_tags_are_logged(llama_folder):
+    _, state = run_small(llama_folder)
+    for tag in ("reward", "kl_loss", "rl_loss", "learning_rate", "ppo/tokens_per_second/rollout"):
+        assert [update for update, _ in state.history[tag]] == [1, 2, 3]
+    assert [rate for _, rate in state.history["learning_rate"]] == pytest.approx([1e-3, 1e-3 * 2 / 3, 1e-3 / 3])
+
+
+def test_prompts_held_out_are_measured_and_shown_but_not_trained_on(llama_folder):
+    config = config_of(eval_every=2)
+    networks = Networks(policy_of(llama_folder, config), config)
+    prompts = prompts_of(networks.policy)
+    state = run_of(networks, config, LetterReward(), prompts[4:], held_out=prompts[:4])
+    assert [update for update, _ in state.history["eval/reward"]] == [0, 2, 3]
+    assert {example["id"] for example in state.examples} <= {prompt.id for prompt in prompts[:4]}
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_run_goes_on_from_its_checkpoint_to_the_bit(policy_folder, tuning, tmp_path):
+    options = {
+        "train_steps": 4,
+        "tuning": tuning,
+        "kl_target": 1.0,
+        "reward_scaling": "running",
+        "checkpoint_every": 1,
+    }
+    config = config_of(**options)
+
+    def train(folder, interruption=None):
+        networks = Networks(policy_of(policy_folder, config), config)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        state = run_of(
+            networks,
+            config,
+            LetterReward(),
+            prompts_of(networks.policy),
+            checkpoints=Checkpoints(str(tmp_path / folder / "checkpoints"), {}),
+            scratch=tmp_path / folder,
+            samples=tmp_path / folder / "samples.jsonl",
+            interruption=interruption or Interruption(),
+        )
+        return networks, state
+
+    whole, expected = train("whole")
+    interruption = Interruption()
+    interruption.requested = True
+    for update in (1, 2):
+        with pytest.raises(Stopped, match=f"after update {update} of 4"):
+            train("cut", interruption)
+    resumed, state = train("cut")
+    for (name, a), (_, b) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert state.kl_coeff == expected.kl_coeff != config.kl_coeff
+    assert state.rewards == expected.rewards
+    assert state.history["ppo/reward"] == expected.history["ppo/reward"]
+    assert (tmp_path / "cut/samples.jsonl").read_text() == (tmp_path / "whole/samples.jsonl").read_text()
+
+
+def test_an_alarm_ends_the_run_where_that_is_asked_for(llama_folder):
+    options = {"train_steps": 14, "batch_size": 64, "minibatch_size": 32, "learning_rate": 5e-3, "kl_coeff": 0.0}
+    _, state = run_small(llama_folder, kl_limit=0.5, stop_on_alarm=True, missing_eos_score=None, **options)
+    assert "kl" in [alarm.kind for alarm in state.alarms]
+    assert state.stopped_early
+    assert state.update < 14

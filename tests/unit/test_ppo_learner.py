@@ -1,0 +1,207 @@
+"""One update of PPO: what it computes on, and that it is right however it is cut up."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from rlhf.errors import ConfigError, TrainingError
+from rlhf.models.scoring import RewardModel
+from rlhf.ppo_trainer import maths
+from rlhf.ppo_trainer.networks import Batch, Episode, Networks
+from tests.ppo import (
+    RESPONSE,
+    config_of,
+    episodes_of,
+    gradients,
+    learner_of,
+    move_critic,
+    policy_of,
+    some_rewards,
+)
+
+
+def estimated(learner, seed: int = 0):
+    move_critic(learner)
+    episodes = episodes_of(learner.networks.policy, seed=seed)
+    return learner.estimate(episodes, some_rewards(len(episodes)), learner.config.kl_coeff)
+
+
+def test_ratio_is_exactly_one_before_the_first_update(policy_folder):
+    learner = learner_of(policy_folder)
+    rollout = estimated(learner)
+    for rows, batch in learner._batches(rollout.episodes, range(8)):
+        hidden = learner.networks.hidden(batch)
+        logits = learner.networks.logits(hidden[batch.spoken], learner.config.temperature)
+        now = logits.gather(-1, batch.tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
+        assert torch.equal(torch.exp(now - rollout.log_probs[rows][rollout.mask[rows].bool()]), torch.ones_like(now))
+    measured = learner.gradient(rollout, range(8))
+    assert measured["update_kl"] == 0
+    assert measured["clip_fraction"] == 0
+    assert rollout.kl.abs().max() < 1e-5, "the policy is still the reference"
+
+
+def test_log_probs_are_those_of_the_whole_model_read_one_by_one(policy_folder):
+    learner = learner_of(policy_folder)
+    rollout = estimated(learner)
+    policy = learner.networks.policy
+    for row, episode in enumerate(rollout.episodes):
+        ids = torch.tensor([[*episode.prompt, *episode.response]])
+        if policy.kind == "causal":
+            logits = policy.model(input_ids=ids).logits[0, len(episode.prompt) - 1 : -1]
+        else:
+            start = policy.model.generation_config.decoder_start_token_id
+            decoder = torch.tensor([[start, *episode.response[:-1]]])
+            logits = policy.model(input_ids=torch.tensor([episode.prompt]), decoder_input_ids=decoder).logits[0]
+        expected = torch.log_softmax(policy.tempered(logits, 0.7), -1)[range(len(episode.response)), episode.response]
+        assert torch.allclose(rollout.log_probs[row, : len(episode.response)], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("score_position", ["eos", "after_eos"])
+def test_padding_and_the_order_of_episodes_change_nothing(policy_folder, score_position):
+    options = {"score_position": score_position, "kl_coeff": 0.2}
+    alone = learner_of(policy_folder, microbatch_tokens=1, **options)
+    together = learner_of(policy_folder, microbatch_tokens=10**6, **options)
+    rollout = estimated(alone)
+    order = [5, 2, 7, 0, 1, 3, 6, 4]
+    move_critic(together)
+    shuffled = together.estimate([rollout.episodes[i] for i in order], some_rewards(8)[order], 0.2)
+    for name in ("log_probs", "values", "kl", "advantages", "returns", "mask", "value_mask"):
+        width = getattr(shuffled, name).shape[1]
+        assert torch.allclose(getattr(shuffled, name), getattr(rollout, name)[order, :width], atol=2e-5), name
+
+
+def test_gradients_accumulated_over_micro_batches_are_those_of_the_whole_minibatch(policy_folder):
+    found = []
+    for microbatch_tokens, logits_at_once in ((10**6, 10**6), (60, 10**6), (60, 5)):
+        learner = learner_of(policy_folder, microbatch_tokens=microbatch_tokens, logits_at_once=logits_at_once)
+        rollout = estimated(learner)
+        measured = learner.gradient(rollout, range(8))
+        found.append((gradients(learner), measured))
+    for gradient, measured in found[1:]:
+        assert torch.allclose(gradient, found[0][0], atol=1e-6)
+        assert measured == pytest.approx(found[0][1], abs=1e-6)
+    assert found[0][0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("critic", ["shared", "own"])
+def test_the_gradient_is_that_of_the_loss_as_it_is_written(policy_folder, critic):
+    """The loss over full logits of every position, by autograd alone, against micro-batches and pieces."""
+    learner = learner_of(policy_folder, critic=critic, microbatch_tokens=60, logits_at_once=5, entropy_coeff=0.01)
+    rollout = estimated(learner)
+    rollout.log_probs = rollout.log_probs + 0.3 * torch.randn(
+        rollout.log_probs.shape, generator=torch.Generator().manual_seed(3)
+    )
+    networks, config = learner.networks, learner.config
+    learner.gradient(rollout, range(8))
+    ours = gradients(learner)
+    learner.optimizer.zero_grad()
+    batch = Batch.of(networks.policy, rollout.episodes, [len(e.response) for e in rollout.episodes])
+    hidden = networks.hidden(batch)
+    logits = networks.logits(hidden, config.temperature)
+    real = rollout.mask.bool()
+    now = torch.log_softmax(logits, -1).gather(-1, batch.tokens[:, None])[:, 0]
+    ratio = torch.exp(now - rollout.log_probs[real])
+    advantage = rollout.advantages[real]
+    policy_loss = torch.max(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2)).mean()
+    values, old, returns = networks.values(hidden, batch), rollout.values[real], rollout.returns[real]
+    near = old + (values - old).clamp(-0.2, 0.2)
+    value_loss = 0.5 * torch.max((values - returns) ** 2, (near - returns) ** 2).mean()
+    probabilities = torch.softmax(logits, -1)
+    entropy = -(probabilities * torch.log_softmax(logits, -1).clamp_min(-1e9)).sum(-1).mean()
+    (policy_loss + 0.1 * value_loss - 0.01 * entropy).backward()
+    assert torch.allclose(ours, gradients(learner), atol=1e-6)
+
+
+def test_minibatches_are_real(llama_folder):
+    learner = learner_of(llama_folder, minibatch_size=3, epochs=2)
+    rollout = estimated(learner)
+    seen = []
+    gradient = learner.gradient
+    learner.gradient = lambda rollout, rows: seen.append(sorted(rows)) or gradient(rollout, rows)
+    steps = learner.improve(rollout, 1)["steps"]
+    assert steps == 6
+    assert sorted(itertools.chain(*seen[:3])) == sorted(itertools.chain(*seen[3:])) == list(range(8))
+    assert seen[:3] != seen[3:], "each epoch in another order"
+
+
+def test_the_score_is_paid_where_the_config_says(llama_folder):
+    at_eos, after_eos = (learner_of(llama_folder, score_position=where) for where in ("eos", "after_eos"))
+    policy = at_eos.networks.policy
+    episodes = [Episode([7, 8], [9, policy.eos]), Episode([7], [9] * RESPONSE)]
+    for learner, positions in ((at_eos, [2, RESPONSE]), (after_eos, [3, RESPONSE])):
+        rollout = learner.estimate(episodes, torch.tensor([1.0, 2.0]), 0.0)
+        assert rollout.value_mask.sum(1).tolist() == positions
+        assert rollout.mask.sum(1).tolist() == [2, RESPONSE]
+        for row, last in enumerate(positions):
+            assert rollout.returns[row, last - 1].item() == pytest.approx(row + 1.0)
+
+
+def test_kl_is_never_negative_in_expectation_and_both_estimators_are_unbiased():
+    """Exact enumeration: every token of a toy vocabulary, weighed with its probability under the policy."""
+    for seed in range(20):
+        logits = torch.randn(2, 9, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3
+        policy, reference = torch.log_softmax(logits, -1)
+        exact = (policy.exp() * (policy - reference)).sum().item()
+        for estimator in ("k1", "k3"):
+            kl = maths.kl_penalty(policy[None], reference[None], torch.ones(1, 9), estimator)
+            expected = (policy.exp() * kl[0]).sum().item()
+            assert expected == pytest.approx(exact)
+            assert expected >= 0
+        assert (maths.kl_penalty(policy[None], reference[None], torch.ones(1, 9), "k3") >= 0).all()
+
+
+def test_the_adaptive_coefficient_rises_above_its_target_and_falls_below():
+    assert maths.adapted_kl_coeff(0.1, 12, 6, 10_000, 512) == pytest.approx(0.1 * (1 + 0.2 * 512 / 10_000))
+    assert maths.adapted_kl_coeff(0.1, 6, 6, 10_000, 512) == pytest.approx(0.1)
+    assert maths.adapted_kl_coeff(0.1, 0, 6, 10_000, 512) == pytest.approx(0.1 * (1 - 0.2 * 512 / 10_000))
+
+
+def test_an_update_that_went_too_far_is_left(llama_folder):
+    learner = learner_of(llama_folder, learning_rate=0.05, epochs=4, minibatch_size=8, stop_at_update_kl=0.01)
+    rollout = estimated(learner)
+    assert learner.improve(rollout, 1)["steps"] < 4
+
+
+def test_a_step_that_is_not_finite_is_skipped_counted_and_fatal_past_the_limit(llama_folder):
+    learner = learner_of(llama_folder, max_skipped_steps=1, minibatch_size=8, epochs=1)
+    rollout = estimated(learner)
+    rollout.advantages = rollout.advantages * math.nan
+    before = [parameter.clone() for _, parameter in learner.networks.named_parameters()]
+    learner.improve(rollout, 1)
+    assert learner.skipped_steps == 1
+    after = [parameter for _, parameter in learner.networks.named_parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    with pytest.raises(TrainingError, match="max_skipped_steps"):
+        learner.improve(rollout, 2)
+
+
+def test_entropy_is_that_of_what_can_be_sampled():
+    logits = torch.tensor([[0.0, 0.0, float("-inf")], [5.0, float("-inf"), float("-inf")]])
+    assert maths.entropy(logits).tolist() == pytest.approx([math.log(2), 0.0], abs=1e-6)
+
+
+def test_a_critic_of_its_own_starts_from_the_reward_model_where_that_reads_the_same_tokens(llama_folder, bert_folder):
+    config = config_of(critic="own")
+    for folder, alike in ((llama_folder, True), (bert_folder, False)):
+        torch.manual_seed(0)
+        reward_model = RewardModel.load(folder)
+        with torch.no_grad():
+            for parameter in reward_model.model.parameters():
+                parameter.add_(0.01)
+        networks = Networks(policy_of(llama_folder, config), config, reward_model)
+        embedding = networks.critic.get_input_embeddings().weight
+        same = embedding.shape == reward_model.model.get_input_embeddings().weight.shape and torch.equal(
+            embedding, reward_model.model.get_input_embeddings().weight
+        )
+        assert same == alike
+
+
+def test_options_that_do_not_fit_are_refused():
+    with pytest.raises(ConfigError, match=r"minibatch_size \(512\) must be at most batch_size \(8\)"):
+        config_of(minibatch_size=512)
+    with pytest.raises(ConfigError, match="exclude each other"):
+        config_of(missing_eos_penalty=1.0)
+    with pytest.raises(ConfigError, match="needs kl_coeff 0"):
+        config_of(reference="none")
