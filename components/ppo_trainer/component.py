@@ -26,12 +26,14 @@ def ppo_trainer(
     Args:
         prompts: Canonical prompts (`id, prompt, reference`) from data_validation.
         policy: Model to start from, and to stay close to.
-        reward_model: Scores each completion.
-        tuned_policy: Hugging Face folder with `rlhf.json`.
+        reward_model: Scores each completion; `options` may add reward functions.
+        tuned_policy: Hugging Face folder with `rlhf.json`, or a PEFT adapter naming its base.
         samples: JSON lines `update, id, completion, score, kl` of episodes through training.
-        report: Reward, KL, length and entropy over training, and samples.
-        metrics: Reward before and after, and KL to the policy it started from.
-        tensorboard: Event files with `reward`, `kl_loss`, `rl_loss`, `learning_rate` and `ppo/...`.
+        report: What became of reward, KL, length and entropy, alarms of over-optimisation, and completions through
+            training.
+        metrics: Reward before and after, KL to the policy it started from, the share of completions that end, and
+            numbers of alarms, skipped steps and episodes without a reward.
+        tensorboard: Event files with `reward`, `kl_loss`, `rl_loss`, `learning_rate`, `ppo/...` and `eval/...`.
         train_steps: Updates; each samples a batch of episodes and trains on it.
         learning_rate_multiplier: Multiplies the learning rates.
         kl_coeff: Weight of the per-token KL penalty in the reward; 0 leaves the reward model alone in charge.
@@ -44,6 +46,7 @@ def ppo_trainer(
         job.check(prompts)
         from rlhf.ppo_trainer.config import PPOTrainerConfig
         from rlhf.ppo_trainer.stage import run
+        from rlhf.training.launch import launch
 
         settings = merge_options(
             options,
@@ -54,7 +57,9 @@ def ppo_trainer(
             seed=seed,
         )
         job.log(
-            run(
+            launch(
+                "ppo_trainer",
+                run,
                 PPOTrainerConfig.parse(settings, "ppo"),
                 prompts=prompts.path,
                 policy=policy.path,

@@ -63,7 +63,7 @@ def device() -> torch.device:
 
 def prepare_torch(seed: int) -> None:
     """Seed everything, ask for deterministic kernels, and use the cores this process may run on."""
-    from transformers import set_seed
+    from accelerate.utils import set_seed  # that of transformers imports all of its Trainer
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count_on_this_node()))
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -134,9 +134,9 @@ class Source:
         return self.adapter is not None and self.card is not None and self.card.base_in_4_bits
 
 
-def load_config(path: str) -> PretrainedConfig:
+def load_config(path: str, **changes: Any) -> PretrainedConfig:
     """Raises ModelError: there is no loadable model config at `path`."""
-    return _load(AutoConfig, path)
+    return _load(AutoConfig, path, **changes)
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -157,6 +157,8 @@ class Policy:
             eos_token_id=self.eos,
             suppress_tokens=self.forbidden if self.forbidden and temperature == 0 else None,
             decoder_start_token_id=self.model.generation_config.decoder_start_token_id,
+            cache_implementation="static",
+            disable_compile=True,
         )
         completions: list[list[int]] = [[] for _ in prompts]
         done = tokens = 0

@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
@@ -28,7 +29,8 @@ from rlhf.models.loading import (
 )
 from rlhf.training.config import TrainerConfig
 
-TOKENS_AT_ONCE = 32768  # of a batch that is scored
+# Of a batch that is scored. A processor gains nothing from more, and pads less and needs less memory with few.
+TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 32768}
 
 
 class RewardModel:
@@ -54,6 +56,7 @@ class RewardModel:
         self.kind = kind_of(model.config)
         # T5 has relative positions and no limit; what its tokenizer states is what it was trained at.
         self.max_length = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+        self._active: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @classmethod
     def load(cls, folder: str | Path, template: Template | None = None, merged: bool = False) -> Self:
@@ -71,6 +74,47 @@ class RewardModel:
         tokenizer = load_tokenizer(source.tokenizer)
         model = adapting.load(source, partial(load_classifier, source.weights, tokenizer), merged)
         return cls(model, tokenizer, source.card, template)
+
+    @classmethod
+    def beside(cls, policy: Any, folder: str | Path, template: Template) -> Self | None:
+        """Load an adapted reward model onto the base that an adapted policy stands on: one copy of its weights.
+
+        Args:
+            policy: A PEFT model around a language model, which gains the reward model's adapter.
+
+        Returns:
+            None where the two do not stand on the same base, held in the same precision.
+
+        Raises:
+            ModelError: As in `load`.
+        """
+        from rlhf.models import tuning
+
+        source = Source.of(folder)
+        if source.adapter is None or tuning.base_of(policy) != (source.weights, source.in_4_bits):
+            return None
+        trunk = policy.get_base_model()
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(load_config(source.weights, num_labels=1))
+        if kind_of(model.config) is Kind.SEQ2SEQ:
+            for name in ("shared", "encoder", "decoder"):
+                setattr(model.base_model, name, getattr(trunk, name))
+        else:
+            setattr(model, model.base_model_prefix, trunk.base_model)
+        rest = tuning.place_beside(policy, tuning.REWARD, source.adapter)
+        for name, value in rest.items():
+            module, _, parameter = name.rpartition(".")
+            setattr(model.get_submodule(module), parameter, nn.Parameter(value.to(trunk.device), requires_grad=False))
+        lacking = [name for name, value in model.named_parameters() if value.is_meta]
+        if lacking:
+            raise ModelError(
+                f"reward model {str(folder)!r}: its adapter holds no {lacking[0]}, which its base lacks too"
+            )
+        tokenizer = load_tokenizer(source.tokenizer)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        shared = cls(model.eval(), tokenizer, source.card, template)
+        shared._active = partial(tuning.using_adapter, policy, tuning.REWARD)
+        return shared
 
     @classmethod
     def to_train(cls, folder: str | Path, template: Template, config: TrainerConfig) -> tuple[Self, adapting.Trainee]:
@@ -184,7 +228,9 @@ class RewardModel:
         was_training = self.model.training
         self.model.eval()
         done = 0
-        for chunk in by_length([len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE, batch_size):
+        for chunk in by_length(
+            [len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE[self.model.device.type], batch_size
+        ):
             batch = {k: v.to(self.model.device) for k, v in self.collate([rows[i] for i in chunk]).items()}
             for i, score in zip(chunk, self.forward(**batch).tolist(), strict=True):
                 scores[i] = score + self.shift
@@ -201,7 +247,10 @@ class RewardModel:
         """
         if self.kind is Kind.CAUSAL:
             inputs["use_cache"] = False
-        return (model or self.model)(**inputs).logits[:, 0].float()
+            # It looks back only, and so never sees the padding on the right; without a mask attention is faster.
+            inputs.pop("attention_mask", None)
+        with self._active():
+            return (model or self.model)(**inputs).logits[:, 0].float()
 
 
 def _is_one_of(name: str, modules: Sequence[str]) -> bool:

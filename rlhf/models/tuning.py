@@ -18,7 +18,6 @@ from peft import (
     PeftModel,
     get_peft_model,
     get_peft_model_state_dict,
-    set_peft_model_state_dict,
 )
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,7 +28,7 @@ from rlhf.training.config import Lora
 
 ADAPTER_FILE = "adapter_model.safetensors"
 TRAINED = "default"  # PEFT's name of a model's first adapter
-REFERENCE = "reference"
+REFERENCE, REWARD, CRITIC = "reference", "reward", "critic"
 
 
 def quantisation(device: torch.device, keep: Sequence[str]) -> BitsAndBytesConfig:
@@ -182,23 +181,77 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     return adapted
 
 
-def copy_adapter(model: PeftModel, name: str) -> None:
-    """Put a frozen copy of the trained adapter beside it, on the same base."""
-    config = copy.deepcopy(model.peft_config[TRAINED])
-    config.inference_mode = True
-    model.add_adapter(name, config)
-    set_peft_model_state_dict(model, get_peft_model_state_dict(model, adapter_name=TRAINED), adapter_name=name)
-    model.set_adapter(TRAINED)
+def copy_adapter(model: PeftModel, name: str, of: str = TRAINED, frozen: bool = True) -> None:
+    """Put a copy of an adapter beside it, on the same base."""
+    _add_beside(model, name, copy.deepcopy(model.peft_config[of]))
+    with torch.no_grad():
+        places = dict(model.named_parameters())
+        for place, value in places.items():
+            if f".{of}." in place and ".lora_" in place:
+                places[place.replace(f".{of}.", f".{name}.")].copy_(value)
+    for place, parameter in model.named_parameters():
+        if f".{name}." in place:
+            parameter.requires_grad_(not frozen)
+
+
+def place_beside(model: PeftModel, name: str, folder: str | Path) -> dict[str, torch.Tensor]:
+    """Put another model's saved adapter beside the trained one, frozen, on the one base that both stand on.
+
+    Returns:
+        What the folder holds beside it: modules that were trained in full, by their names in that model.
+
+    Raises:
+        ModelError: The adapter is not one for this base.
+    """
+    config = PeftConfig.from_pretrained(folder)
+    config.task_type, config.modules_to_save, config.exclude_modules = model.peft_config[TRAINED].task_type, None, None
+    _add_beside(model, name, config)
+    places = {place: value for place, value in model.named_parameters() if f".{name}." in place}
+    rest, missing = {}, set(places)
+    with torch.no_grad():
+        for saved, value in _tensors(folder).items():
+            stem, _, kind = saved.rpartition(".")
+            # Classifiers of encoder-decoders keep the trunk one level down.
+            place = f"{stem}.{name}.{kind}".replace("base_model.model.transformer.", "base_model.model.", 1)
+            if ".lora_" not in saved:
+                rest[saved.removeprefix("base_model.model.")] = value
+            elif place in places and places[place].shape == value.shape:
+                places[place].copy_(value)
+                missing.discard(place)
+            else:
+                missing.add(saved)
+    if missing:
+        raise ModelError(
+            f"adapter {str(folder)!r}: {len(missing)} of its weights have no place on the base model, "
+            f"{min(missing)} among them; it was trained on another model"
+        )
+    for value in places.values():
+        value.requires_grad_(False)
+    return rest
 
 
 @contextlib.contextmanager
-def using_adapter(model: PeftModel, name: str) -> Iterator[None]:
-    """Compute with another adapter than the one that is trained, without gradients."""
-    model.set_adapter(name, inference_mode=True)
-    try:
-        yield
-    finally:
-        model.set_adapter(TRAINED)
+def using_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
+    """Compute with another adapter than the trained one, or with none. What has gradients stays as it is.
+
+    PEFT itself would let the active adapter, and no other, have them.
+    """
+    has_gradient = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+
+    def restore() -> None:
+        for parameter, flag in has_gradient:
+            parameter.requires_grad_(flag)
+
+    with model.disable_adapter() if name is None else contextlib.nullcontext():
+        if name is not None:
+            model.set_adapter(name)
+        restore()
+        try:
+            yield
+        finally:
+            if name is not None:
+                model.set_adapter(TRAINED)
+    restore()
 
 
 def merge(model: PeftModel, plain_base: Any) -> PreTrainedModel:
@@ -222,11 +275,25 @@ def is_in_4_bits(model: PeftModel) -> bool:
     return getattr(model.get_base_model(), "is_loaded_in_4bit", False)
 
 
+def base_of(model: PeftModel) -> tuple[str, bool]:
+    """Where the base model was loaded from, and whether it is held in 4 bits."""
+    return model.get_base_model().name_or_path, is_in_4_bits(model)
+
+
 def _adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise ModelError(f"lora.target_modules: {_one_line(error)}") from error
+
+
+def _add_beside(model: PeftModel, name: str, config: PeftConfig) -> None:
+    has_gradient = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    config.inference_mode = True
+    model.add_adapter(name, config)
+    model.set_adapter(TRAINED)
+    for parameter, flag in has_gradient:
+        parameter.requires_grad_(flag)
 
 
 def _tensors(folder: str | Path) -> dict[str, torch.Tensor]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import get_scheduler
 
 from rlhf.errors import TrainingError
 from rlhf.models.batching import by_length
@@ -57,9 +56,7 @@ class Learner:
             weight_decay=0.0,
             fused=True,
         )
-        self.schedule = get_scheduler(
-            config.learning_rate_schedule, self.optimizer, config.warmup_steps, config.train_steps
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: rate_factor(config, done))
         self.skipped_steps = 0
 
     def estimate(self, episodes: Sequence[Episode], rewards: torch.Tensor, kl_coeff: float) -> Rollout:
@@ -264,6 +261,18 @@ class Learner:
                 f"update {update}: more than max_skipped_steps ({self.config.max_skipped_steps}) allows; lower the "
                 "learning rate"
             )
+
+
+def rate_factor(config: PPOTrainerConfig, done: int) -> float:
+    """What the learning rates are multiplied with after so many updates, as transformers' schedules have it.
+
+    Those come with a Trainer whose imports take as much memory as a small model.
+    """
+    if done < config.warmup_steps:
+        return done / config.warmup_steps
+    left = max(0.0, (config.train_steps - done) / max(1, config.train_steps - config.warmup_steps))
+    factors = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
+    return factors[config.learning_rate_schedule]
 
 
 def generator(*numbers: int) -> torch.Generator:

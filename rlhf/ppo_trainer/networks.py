@@ -1,6 +1,5 @@
 """The networks of PPO: policy, reference and critic, read at the positions of responses only."""
 
-import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -97,7 +96,15 @@ class Networks:
         self.base = _whole(policy.model)
         self.device = policy.model.device
         hidden_size = self.base.get_output_embeddings().weight.shape[1]
-        self.critic = _critic_trunk(policy, reward_model) if config.critic == "own" else None
+        self.critic, self._critic_adapter = None, False
+        if config.critic == "own" and adapting.is_adapted(policy.model):
+            from rlhf.models import tuning
+
+            beside = tuning.REWARD in policy.model.peft_config
+            tuning.copy_adapter(policy.model, tuning.CRITIC, tuning.REWARD if beside else tuning.TRAINED, frozen=False)
+            self._critic_adapter = True
+        elif config.critic == "own":
+            self.critic = _critic_trunk(policy, reward_model)
         self.value_head = nn.Linear(
             self.critic.config.get_text_config().hidden_size if self.critic else hidden_size, 1, device=self.device
         )
@@ -123,11 +130,10 @@ class Networks:
         return self._has_reference
 
     def policy_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.policy.model.parameters() if parameter.requires_grad]
+        return [parameter for name, parameter in self.named_parameters() if not _is_of_critic(name)]
 
     def critic_parameters(self) -> list[nn.Parameter]:
-        trunk = list(self.critic.parameters()) if self.critic else []
-        return [*trunk, *self.value_head.parameters()]
+        return [parameter for name, parameter in self.named_parameters() if _is_of_critic(name)]
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by names that are the same in every process of every run."""
@@ -147,7 +153,9 @@ class Networks:
         """The reference's, likewise."""
         if self._reference is not None:
             return _hidden(self._reference, self.policy.kind, batch)
-        with self._adapter_as_it_was():
+        from rlhf.models import tuning
+
+        with tuning.using_adapter(self.policy.model, tuning.REFERENCE if self._continues_adapter else None):
             return self.hidden(batch)
 
     def logits(self, hidden: torch.Tensor, temperature: float, reference: bool = False) -> torch.Tensor:
@@ -172,18 +180,12 @@ class Networks:
         """
         if self.critic is not None:
             hidden = _hidden(self.critic, self.policy.kind, batch)
+        elif self._critic_adapter:
+            from rlhf.models import tuning
+
+            with tuning.using_adapter(self.policy.model, tuning.CRITIC):
+                hidden = self.hidden(batch)
         return self.value_head(hidden)[:, 0].float()
-
-    @contextlib.contextmanager
-    def _adapter_as_it_was(self) -> Iterator[None]:
-        from rlhf.models import tuning
-
-        if self._continues_adapter:
-            with tuning.using_adapter(self.policy.model, tuning.REFERENCE):
-                yield
-        else:
-            with self.policy.model.disable_adapter():
-                yield
 
     @torch.no_grad()
     def _require_plain_output(self) -> None:
@@ -208,6 +210,10 @@ class Networks:
 def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probability of one token each: (tokens, vocabulary) and (tokens,) to (tokens,)."""
     return logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
+
+
+def _is_of_critic(name: str) -> bool:
+    return not name.startswith("policy.") or ".critic." in name
 
 
 def _whole(model: PreTrainedModel) -> PreTrainedModel:
@@ -240,15 +246,11 @@ def _output(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _critic_trunk(policy: Policy, reward_model: RewardModel | None) -> PreTrainedModel:
-    """A copy of the reward model's trunk where it reads the policy's tokens (Huang et al. 2024, detail 15), or of the
-    policy's."""
+    """A copy of the reward model where it reads the policy's tokens (Huang et al. 2024, detail 15), else the policy."""
     alike = (
         reward_model is not None
         and policy.kind is Kind.CAUSAL
         and reward_model.kind is Kind.CAUSAL
         and policy.tokenizer.get_vocab() == reward_model.tokenizer.get_vocab()
     )
-    source = copy.deepcopy(reward_model.model if alike else policy.model)
-    if adapting.is_adapted(source):
-        source = source.merge_and_unload()
-    return source.eval().requires_grad_(True)
+    return copy.deepcopy(reward_model.model if alike else policy.model).eval().requires_grad_(True)

@@ -77,7 +77,9 @@ def run(
         actor, trainee = Policy.to_train(policy, template, config)
         scorer = None
         if reward_model:
-            scorer = RewardModel.load(reward_model, template, merged=True)
+            if config.tuning != "full":
+                scorer = RewardModel.beside(actor.model, reward_model, template)
+            scorer = scorer or RewardModel.load(reward_model, template, merged=True)
             if scorer.card is not None:
                 scorer.card.require_template(template, reward_model)
         rewards = Rewards(scorer, config.reward_model_weight, functions)
