@@ -11,12 +11,14 @@ SLOW ?=
 TAG ?= $(shell git rev-parse --short=12 HEAD)
 PROFILE ?=
 REGISTRY ?=
+# `make bench-ppo`
+PEERS ?=
 # `make run`
 PARAMS ?=
 OUT ?= build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint compile run readme docs lock clean bench-validation bench-reward
+.PHONY: help setup demo test lint compile run readme docs lock clean bench-validation bench-reward bench-ppo
 
 help: ## List what make can do
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -62,6 +64,9 @@ bench-validation: setup ## Measure data_validation against a plain loop: 1,000,0
 
 bench-reward: setup ## Measure the reward trainer against TRL's: pairs a second and memory into build/bench/reward.json
 	@$(BIN)/python -m benchmarks.reward
+
+bench-ppo: setup ## Measure the PPO trainer against TRL's: speed, memory, time to quality into build/bench/ppo.json (PEERS=folder)
+	@$(BIN)/python -m benchmarks.ppo $(if $(PEERS),--peers "$(PEERS)")
 
 lock: ## Pin again: the newest versions that pyproject.toml allows, into constraints.txt
 	rm -rf build/lock

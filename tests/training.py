@@ -53,11 +53,16 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     return output
 
 
-def end_at_step(process: subprocess.Popen, checkpoints: Path, step: int, number: int) -> str:
-    """Send a signal once a checkpoint of `step` or later is complete; returns what was printed."""
+def end_at_step(process: subprocess.Popen, checkpoints: Path, step: int, number: int, delay: float = 0.0) -> str:
+    """Send a signal once a checkpoint of `step` or later is complete; returns what was printed.
+
+    Args:
+        delay: Seconds from then to the signal.
+    """
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         if latest_step(checkpoints) >= step:
+            time.sleep(delay)
             process.send_signal(number)
             break
         time.sleep(0.005)

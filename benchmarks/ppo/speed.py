@@ -1,0 +1,121 @@
+"""Episodes a second and peak memory on each workload, a system after the other, again and again."""
+
+import statistics
+import sys
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.ppo.runs import SCRIPTS, measure, peer_python
+from benchmarks.ppo.workloads import Workload
+
+_CRITIC = {"same": "own", "default": "shared"}
+# Huang et al. 2024, but a learning rate so small that lengths stay as they were made.
+_LEARNING_RATE, _KL, _VALUE = 3e-6, 0.05, 0.1
+_MICROBATCH_TOKENS = 1500  # about the peer's 8 episodes
+
+
+def compare(workload: Workload, peers: Path, updates: int, times: int) -> dict[str, Any]:
+    """Runs of each system in turn: {system: [result, ...]}, the peer's under "peer"."""
+    python = peer_python(workload.peer, peers)
+    runs: dict[str, list[dict[str, Any]]] = {"peer": [], **{system: [] for system in workload.systems}}
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        measure([sys.executable, "-m", "benchmarks.ppo.models"], {"workload": workload.name, "folder": name}, folder)
+        job = {
+            "policy": str(folder / "policy"),
+            "reward": str(folder / "reward"),
+            "prompts": workload.prompts(updates * workload.batch),
+        }
+        for seed in range(times):
+            for system, found in runs.items():
+                if system == "peer":
+                    result = measure(
+                        [python, SCRIPTS / f"{workload.peer}.py"], job | _peer(workload, updates, seed), folder
+                    )
+                else:
+                    command = [sys.executable, "-m", "benchmarks.ppo.ours"]
+                    result = measure(command, job | _ours(workload, updates, system, seed), folder)
+                found.append(summary(result, workload.batch))
+                print(workload.name, system, found[-1], flush=True)
+    return runs
+
+
+def summary(result: dict[str, Any], batch: int) -> dict[str, Any]:
+    """Of one run: the first update is left out, in which everything is done for the first time."""
+    seconds = statistics.median(end - start for start, end in pairwise(result["ends"]))
+    return {
+        "episodes_per_second": batch / seconds,
+        "seconds_an_update": seconds,
+        "mean_response_tokens": statistics.fmean(result["lengths"]),
+        "peak_rss_gb": result["peak_rss"] / 1e9,
+        "seconds_by_phase": {
+            phase: statistics.median(seconds[1:]) for phase, seconds in result.get("phases", {}).items()
+        },
+        "threads": result["threads"],
+        "system": result["system"],
+    }
+
+
+def ratios(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, float]:
+    """Ours over the peer's, by medians; the memory of a system is the worst over TRL 1.12's workloads."""
+    found, memory = {}, {}
+    for workload, by_system in runs.items():
+        median = {
+            system: {key: statistics.median(run[key] for run in measured) for key in _MEASURES}
+            for system, measured in by_system.items()
+        }
+        for system in by_system.keys() - {"peer"}:
+            key = workload if workload == "t5" else f"{system}_{workload}"
+            speed, rss = (median[system][measure] / median["peer"][measure] for measure in _MEASURES)
+            found[key], memory[key] = speed, rss
+    for system in _CRITIC:
+        of_system = [rss for key, rss in memory.items() if key.startswith(f"{system}_")]
+        if of_system:
+            found[f"rss_{system}"] = max(of_system)
+    return found | {f"rss_{key}": rss for key, rss in memory.items()}
+
+
+_MEASURES = ("episodes_per_second", "peak_rss_gb")
+
+
+def _peer(workload: Workload, updates: int, seed: int) -> dict[str, Any]:
+    return {
+        "response": workload.response,
+        "batch": workload.batch,
+        "micro_batch": workload.peer_micro_batch,
+        "epochs": workload.epochs,
+        "updates": updates,
+        "temperature": workload.temperature,
+        "learning_rate": _LEARNING_RATE,
+        "kl_coeff": _KL,
+        "value_coeff": _VALUE,
+        "missing_eos_penalty": 1.0,
+        "seed": seed,
+        "standardise": False,
+        "completions": False,
+    }
+
+
+def _ours(workload: Workload, updates: int, system: str, seed: int) -> dict[str, Any]:
+    options = {
+        "critic": _CRITIC[system],
+        "batch_size": workload.batch,
+        "microbatch_tokens": _MICROBATCH_TOKENS,
+        "epochs": workload.epochs,
+        "train_steps": updates,
+        "temperature": workload.temperature,
+        "learning_rate": _LEARNING_RATE,
+        "kl_coeff": _KL,
+        "value_coeff": _VALUE,
+        "missing_eos_score": None,
+        "missing_eos_penalty": 1.0,
+        "held_out_prompts": 0,
+        "seed": seed,
+    }
+    lengths = {
+        "prompt_sequence_length": workload.longest_prompt,
+        "target_sequence_length": workload.response,
+    }
+    return {"template": lengths, "options": options}
