@@ -109,7 +109,7 @@ def prepare(
         )
     base, new_modules = load_base(config.tuning == "qlora" or (config.tuning == "full" and source.in_4_bits))
     if not dropout:
-        _switch_dropout_off(base)
+        switch_dropout_off(base)
     whole = _outermost([*new_modules, *heads(base)])
     if config.tuning == "full":
         if source.adapter is None:
@@ -118,7 +118,7 @@ def prepare(
         new_modules = [name for name in new_modules if name not in came]
         model = merge(adapted, load_base).requires_grad_(True)  # PEFT had frozen it
         if not dropout:
-            _switch_dropout_off(model)
+            switch_dropout_off(model)
         words = "all weights, the adapter it came with merged into them"
         return Trainee(model, new_modules, source.base, False, words, load_base)
     bits = ", base in 4 bits" if config.tuning == "qlora" else ""
@@ -154,7 +154,7 @@ def _continued(base: PreTrainedModel, source: Source, task: str, whole: list[str
     return continued
 
 
-def _switch_dropout_off(model: PreTrainedModel) -> None:
+def switch_dropout_off(model: PreTrainedModel) -> None:
     """In modules, and in those numbers of attention layers that no module stands for; the config stays as it was."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -126,10 +126,18 @@ class PPOTrainerConfig(TrainerConfig):
     engine: Literal["auto", "transformers", "vllm"] = Field(
         "auto", description="What samples; auto takes vLLM where it is installed and there is a GPU."
     )
-    compile: bool = Field(False, description="Compile the policy's trunk with torch.compile.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of forward and backward passes; weights and optimiser stay in float32. auto is bfloat16 on a GPU "
+        "that has it, else float32.",
+    )
+    activation_checkpointing: bool | None = Field(
+        None, description="Compute activations again in the backward pass, for memory; unset does so on a GPU."
+    )
+    compile: bool = Field(False, description="Compile the policy's and the critic's trunk with torch.compile.")
     sharding: Literal["none", "fsdp"] = Field(
         "none",
-        description="Of several processes: each holds every weight, or its share (PyTorch's FSDP2).",
+        description="Of several processes: each holds all weights, or its share of them (PyTorch's FSDP2).",
     )
 
     # Watching
@@ -166,6 +174,8 @@ class PPOTrainerConfig(TrainerConfig):
                 f"missing_eos_penalty ({self.missing_eos_penalty:g}) and missing_eos_score "
                 f"({self.missing_eos_score:g}) exclude each other; set missing_eos_score to null to subtract"
             )
+        if self.sharding == "fsdp" and self.tuning == "qlora":
+            raise ValueError("sharding 'fsdp' cannot hold weights of 4 bits; use tuning 'lora', or sharding 'none'")
         if self.reference == "none" and (self.kl_coeff or self.kl_target):
             raise ValueError(f"reference 'none' needs kl_coeff 0 and no kl_target, found {self.kl_coeff:g}")
         return self

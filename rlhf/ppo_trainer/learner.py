@@ -13,6 +13,7 @@ from rlhf.models.batching import by_length
 from rlhf.ppo_trainer import maths
 from rlhf.ppo_trainer.config import PPOTrainerConfig
 from rlhf.ppo_trainer.networks import Batch, Episode, Networks, chosen_log_probs
+from rlhf.ppo_trainer.sharding import clip_gradients, is_spread, spread_like, whole
 from rlhf.training import processes
 
 MEASURED = (
@@ -49,8 +50,15 @@ class Learner:
             (networks.policy_parameters(), config.peak_learning_rate),
             (networks.critic_parameters(), config.value_rate),
         )
+        # Weights that are spread over processes and weights that are not cannot be stepped together.
+        groups = [
+            {"params": alike, "lr": rate}
+            for parameters, rate in rates
+            for alike in ([p for p in parameters if is_spread(p)], [p for p in parameters if not is_spread(p)])
+            if alike
+        ]
         self.optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": rate} for parameters, rate in rates],
+            groups,
             betas=(0.9, config.adam_beta2),
             eps=1e-5,  # Huang et al. 2024, detail 16
             weight_decay=0.0,
@@ -76,10 +84,10 @@ class Learner:
             value_mask[row, :count] = 1
         found: list[tuple[int, list[float], list[float], list[float]]] = []
         mine = range(len(episodes))[processes.rank() :: processes.count()]
-        with torch.no_grad(), self._precision():
-            for rows, batch in self._batches(episodes, list(mine)):
+        with torch.no_grad(), networks.precision():
+            for rows, batch, _ in self._batches(episodes, list(mine)):
                 # Without gradients some kernels differ in the last bit, and the first ratio would not be exactly 1.
-                with torch.enable_grad():
+                with torch.enable_grad(), networks.training():
                     hidden = networks.hidden(batch).detach()
                 how = (batch, config.temperature, config.logits_at_once)
                 old = networks.log_probs(hidden, *how)
@@ -154,63 +162,95 @@ class Learner:
         Args:
             rows: Of the minibatch, in `rollout`.
         """
-        config, networks = self.config, self.networks
-        device = networks.device
-        tokens, positions = (m[rows].sum().item() for m in (rollout.mask, rollout.value_mask))
-        measured = torch.zeros(len(MEASURED), device=device)
+        networks = self.networks
+        counts = [m[rows].sum().item() for m in (rollout.mask, rollout.value_mask)]
+        measured = torch.zeros(len(MEASURED), device=networks.device)
         self.optimizer.zero_grad(set_to_none=True)
         mine = sorted(rows, key=lambda i: (len(rollout.episodes[i]), i))[processes.rank() :: processes.count()]
-        for micro, batch in self._batches(rollout.episodes, mine):
-            said, valued = rollout.mask[micro].bool(), rollout.value_mask[micro].bool()
-            old_log_probs, advantages = (t[micro][said].to(device) for t in (rollout.log_probs, rollout.advantages))
-            old_values, returns = (t[micro][valued].to(device) for t in (rollout.values, rollout.returns))
-            with self._precision():
-                trunk = networks.hidden(batch)
-                hidden = trunk.detach().requires_grad_()
-                values = networks.values(hidden, batch)
-            losses, clipped = maths.value_loss(values, old_values, returns, config.value_clip_range)
-            loss = losses.sum() / positions
-            (config.value_coeff * loss).backward()
-            measured[1] += loss.detach()
-            measured[3] += clipped.sum() / positions
-            pieces = [piece.detach().requires_grad_() for piece in hidden[batch.spoken].split(config.logits_at_once)]
-            known = (t.split(config.logits_at_once) for t in (batch.tokens, old_log_probs, advantages))
-            for piece, said_here, old, advantage in zip(pieces, *known, strict=True):
-                with self._precision():
-                    logits = networks.logits(piece, config.temperature)
-                now = chosen_log_probs(logits, said_here)
-                losses, clipped = maths.policy_loss(now, old, advantage, config.clip_range)
-                loss = losses.sum() / tokens
-                bonus = config.entropy_coeff * maths.entropy(logits).sum() / tokens if config.entropy_coeff else 0.0
-                (loss - bonus).backward()
-                with torch.no_grad():
-                    log_ratio = now - old
-                    measured[0] += loss
-                    measured[2] += clipped.sum() / tokens
-                    measured[4] += (torch.expm1(log_ratio) - log_ratio).sum() / tokens
-            back = torch.zeros_like(trunk) if hidden.grad is None else hidden.grad
-            back[batch.spoken] += torch.cat([piece.grad for piece in pieces])
-            trunk.backward(back)
+        for micro, batch, weight in self._batches(rollout.episodes, mine):
+            with networks.precision(), networks.training():
+                hidden = networks.hidden(batch)
+                leaf = hidden.detach().requires_grad_()
+                values = networks.values(leaf, batch)
+            self._value_loss(rollout, micro, values, weight / counts[1], measured)
+            pieces = leaf.detach()[batch.spoken].split(self.config.logits_at_once)
+            back = self._policy_loss(rollout, micro, batch, pieces, weight / counts[0], measured)
+            gradient = torch.zeros_like(hidden) if leaf.grad is None else leaf.grad
+            gradient[batch.spoken] += back
+            hidden.backward(gradient)
         self._sum_over_processes(measured)
         return dict(zip(MEASURED, measured.tolist(), strict=True))
 
+    def _value_loss(
+        self, rollout: Rollout, rows: list[int], values: torch.Tensor, weight: float, measured: torch.Tensor
+    ) -> None:
+        """Take the value loss of a micro-batch back to what its values were computed from."""
+        real = rollout.value_mask[rows].bool()
+        old, returns = (known[rows][real].to(values.device) for known in (rollout.values, rollout.returns))
+        losses, clipped = maths.value_loss(values, old, returns, self.config.value_clip_range)
+        loss = weight * losses.sum()
+        (self.config.value_coeff * loss).backward()
+        measured[1] += loss.detach()
+        measured[3] += weight * clipped.sum()
+
+    def _policy_loss(
+        self,
+        rollout: Rollout,
+        rows: list[int],
+        batch: Batch,
+        pieces: Sequence[torch.Tensor],
+        weight: float,
+        measured: torch.Tensor,
+    ) -> torch.Tensor:
+        """Take the policy loss of a micro-batch, piece by piece, back to the hidden states that predict its tokens.
+
+        Args:
+            pieces: These hidden states, (tokens, hidden) in all.
+
+        Returns:
+            Their gradient.
+        """
+        config, device = self.config, self.networks.device
+        real = rollout.mask[rows].bool()
+        known = [known[rows][real].to(device) for known in (rollout.log_probs, rollout.advantages)]
+        parts = zip(pieces, *(each.split(config.logits_at_once) for each in (batch.tokens, *known)), strict=True)
+        gradients = []
+        for hidden, tokens, old, advantages in parts:
+            hidden = hidden.detach().requires_grad_()
+            with self.networks.precision():
+                logits = self.networks.logits(hidden, config.temperature)
+            now = chosen_log_probs(logits, tokens)
+            losses, clipped = maths.policy_loss(now, old, advantages, config.clip_range)
+            loss = weight * losses.sum()
+            bonus = weight * config.entropy_coeff * maths.entropy(logits).sum() if config.entropy_coeff else 0.0
+            (loss - bonus).backward()
+            gradients.append(hidden.grad)
+            with torch.no_grad():
+                log_ratio = now - old
+                measured[0] += loss
+                measured[2] += weight * clipped.sum()
+                measured[4] += weight * (torch.expm1(log_ratio) - log_ratio).sum()
+        return torch.cat(gradients)
+
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """What a checkpoint needs: tensors by name, and what JSON can hold."""
-        tensors = {f"weight.{name}": value.detach() for name, value in self.networks.named_parameters()}
+        """What a checkpoint needs: tensors by name, and what JSON can hold. Every process has to ask."""
+        tensors = {f"weight.{name}": whole(value.detach()) for name, value in self.networks.named_parameters()}
         for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
+            tensors |= {f"optimizer.{index}.{name}": whole(value) for name, value in moments.items()}
         return tensors, {"schedule": self.schedule.state_dict(), "skipped_steps": self.skipped_steps}
 
     def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
         with torch.no_grad():
             for name, parameter in self.networks.named_parameters():
-                parameter.copy_(tensors[f"weight.{name}"])
+                parameter.copy_(spread_like(tensors[f"weight.{name}"], parameter))
+        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         state = self.optimizer.state_dict()
         for name, value in tensors.items():
             kind, _, place = name.partition(".")
             if kind == "optimizer":
                 index, _, moment = place.partition(".")
-                state["state"].setdefault(int(index), {})[moment] = value
+                like = spread_like(value, trained[int(index)]) if value.dim() else value  # the count of steps has none
+                state["state"].setdefault(int(index), {})[moment] = like
         self.optimizer.load_state_dict(state)
         self.schedule.load_state_dict(rest["schedule"])
         for group, rate in zip(self.optimizer.param_groups, rest["schedule"]["_last_lr"], strict=True):
@@ -228,20 +268,24 @@ class Learner:
             for start in range(0, episodes, self.config.episodes_per_step):
                 yield order[start : start + self.config.episodes_per_step]
 
-    def _batches(self, episodes: Sequence[Episode], rows: Sequence[int]) -> Iterator[tuple[list[int], Batch]]:
-        """Micro-batches of rows of similar length, longest first, so that memory is short at once or not at all."""
-        for chosen in reversed(by_length([len(episodes[i]) for i in rows], self.config.microbatch_tokens)):
-            micro = [rows[i] for i in chosen]
-            spans = [self._values(episodes[i]) for i in micro]
-            yield micro, Batch.of(self.networks.policy, [episodes[i] for i in micro], spans)
+    def _batches(self, episodes: Sequence[Episode], rows: Sequence[int]) -> Iterator[tuple[list[int], Batch, float]]:
+        """Micro-batches of rows of similar length, longest first, so that memory is short at once or not at all.
 
-    def _precision(self) -> torch.autocast:
-        device = self.networks.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+        Where weights are spread, every process has to take as many: one that is done takes one episode again, with
+        weight 0.
+        """
+        cut = reversed(by_length([len(episodes[i]) for i in rows], self.config.microbatch_tokens))
+        micro_batches = [([rows[i] for i in chosen], 1.0) for chosen in cut]
+        if self.networks.is_sharded:
+            most = max(processes.gather(len(micro_batches)))
+            micro_batches += [([0], 0.0)] * (most - len(micro_batches))
+        for micro, weight in micro_batches:
+            spans = [self._values(episodes[i]) for i in micro]
+            yield micro, Batch.of(self.networks.policy, [episodes[i] for i in micro], spans), weight
 
     def _clip_gradients(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        return torch.nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm).item()
+        return clip_gradients(parameters, self.config.max_gradient_norm)
 
     def _sum_over_processes(self, measured: torch.Tensor) -> None:
         if processes.count() == 1:
@@ -250,7 +294,8 @@ class Learner:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
+                if not is_spread(parameter):  # the others' were summed on their way back
+                    torch.distributed.all_reduce(parameter.grad)
         torch.distributed.all_reduce(measured)
 
     def _skip(self, update: int) -> None:

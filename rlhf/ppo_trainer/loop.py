@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.errors import Stopped, TrainingError
 from rlhf.metrics import late_mean, rouge
+from rlhf.models.engines import Engine, engine_of
 from rlhf.models.policy import Policy
 from rlhf.ppo_trainer import maths
 from rlhf.ppo_trainer.alarms import Alarm, Alarms
@@ -123,19 +124,22 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
     """
     policy = networks.policy
     learner = Learner(config, networks, run.response_length)
+    room, at_once = run.response_length, config.rollout_tokens
+    engine = engine_of(config.engine, policy, room, config.temperature, at_once, networks.is_sharded)
     state = RunState(kl_coeff=config.kl_coeff)
     if run.checkpoints is not None:
         state = _resume(run, learner) or state
     alarms = Alarms(config, state.alarms)
     eval_every = config.eval_every or max(1, config.train_steps // EVALUATIONS_PER_RUN)
     if run.held_out and not state.update:
-        _evaluate(config, networks, rewards, run, state, 0)
+        _evaluate(config, policy, engine, rewards, run, state, 0)
     while state.update < config.train_steps and not state.stopped_early:
         update = state.update + 1
         clock = _Clock()
         prompts = prompt_batch(run.prompts, config.batch_size, update, config.seed)
         with clock.phase("rollout"):
-            responses = sample(config, policy, prompts, run.response_length, (config.seed, update, _SAMPLING))
+            engine.follow()
+            responses = sample(config, engine, prompts, run.response_length, (config.seed, update, _SAMPLING))
             completions = [policy.decode(ids) for ids in responses]
         with clock.phase("score"):
             scored = score(rewards, prompts, completions)
@@ -161,7 +165,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
         state.update = update
         _record(state, update, scalars, run)
         if run.held_out and (update % eval_every == 0 or update == config.train_steps):
-            _evaluate(config, networks, rewards, run, state, update)
+            _evaluate(config, policy, engine, rewards, run, state, update)
         if run.samples is not None and ((update - 1) % config.sample_every == 0 or update == config.train_steps):
             _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
         _heed(alarms, state, config)
@@ -211,19 +215,14 @@ def prompt_batch(prompts: Sequence[Prompt], batch_size: int, update: int, seed: 
 
 
 def sample(
-    config: PPOTrainerConfig, policy: Policy, prompts: Sequence[Prompt], response_length: int, seed: tuple[int, ...]
+    config: PPOTrainerConfig, engine: Engine, prompts: Sequence[Prompt], response_length: int, seed: tuple[int, ...]
 ) -> list[list[int]]:
-    """One completion a prompt; each process samples its share."""
+    """One completion a prompt; each process samples its share, and all of them as many."""
     draws = torch.rand(len(prompts), response_length, generator=generator(*seed))
-    mine = slice(processes.rank(), None, processes.count())
-    sampled = policy.generate(
-        [prompt.ids for prompt in prompts[mine]],
-        response_length,
-        config.temperature,
-        tokens_at_once=config.rollout_tokens,
-        draws=draws[mine],
-    )
-    return processes.interleave(processes.gather(sampled))
+    count = processes.count()
+    mine = [(processes.rank() + i * count) % len(prompts) for i in range(-(-len(prompts) // count))]
+    sampled = engine.sample([prompts[i].ids for i in mine], draws[mine], config.temperature)
+    return [ids for turn in zip(*processes.gather(sampled), strict=True) for ids in turn][: len(prompts)]
 
 
 def score(rewards: Rewards, prompts: Sequence[Prompt], completions: Sequence[str]) -> Scored:
@@ -269,11 +268,17 @@ def describe(rollout: Rollout, scored: Scored, kept: Sequence[int], eos: int, kl
 
 
 def _evaluate(
-    config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: Run, state: RunState, update: int
+    config: PPOTrainerConfig,
+    policy: Policy,
+    engine: Engine,
+    rewards: Rewards,
+    run: Run,
+    state: RunState,
+    update: int,
 ) -> None:
     """Measure on prompts that are not trained on, sampled with the same random numbers every time."""
-    policy = networks.policy
-    responses = sample(config, policy, run.held_out, run.response_length, (config.seed, 0, _HELD_OUT))
+    engine.follow()
+    responses = sample(config, engine, run.held_out, run.response_length, (config.seed, 0, _HELD_OUT))
     completions = [policy.decode(ids) for ids in responses]
     scored = score(rewards, run.held_out, completions)
     known = [value for value in scored.total if math.isfinite(value)]

@@ -1,5 +1,6 @@
 """The networks of PPO: policy, reference and critic, read at the positions of responses only."""
 
+import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from rlhf.models.loading import Kind, kind_of
 from rlhf.models.policy import Policy, pad_right
 from rlhf.models.scoring import RewardModel
 from rlhf.ppo_trainer.config import PPOTrainerConfig
+from rlhf.training import processes
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,21 @@ class Networks:
 
             tuning.copy_adapter(policy.model, tuning.REFERENCE)
         self._continues_adapter = continues_adapter
+        self.dtype = _precision(config.precision, self.device)
+        for model in filter(None, (policy.model, self.critic)):
+            adapting.switch_dropout_off(model)
         self._require_plain_output()
+        self._checkpointed = []
+        if self.device.type == "cuda" if config.activation_checkpointing is None else config.activation_checkpointing:
+            self._checkpointed = [model for model in (self.base, self.critic) if model is not None]
+            for model in self._checkpointed:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.is_sharded = config.sharding == "fsdp" and processes.count() > 1
+        if self.is_sharded:
+            from rlhf.ppo_trainer.sharding import shard
+
+            for model in filter(None, (self.base, self.critic, self._reference)):
+                shard(model, _trunk(model))
         if config.compile:
             for trunk in filter(None, (_trunk(self.base), self.critic and _trunk(self.critic))):
                 trunk.compile(dynamic=True)
@@ -128,6 +144,27 @@ class Networks:
     @property
     def has_reference(self) -> bool:
         return self._has_reference
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Activations are computed again in the backward pass, where that is wanted. There is no dropout to go on."""
+        for model in self._checkpointed:
+            model.train()
+        try:
+            yield
+        finally:
+            for model in self._checkpointed:
+                model.eval()
+
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def unshard(self) -> None:
+        """Let every process hold all of the policy again."""
+        if self.is_sharded:
+            from rlhf.ppo_trainer.sharding import unshard
+
+            unshard(self.base)
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return [parameter for name, parameter in self.named_parameters() if not _is_of_critic(name)]
@@ -210,6 +247,12 @@ class Networks:
 def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probability of one token each: (tokens, vocabulary) and (tokens,) to (tokens,)."""
     return logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
+
+
+def _precision(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return getattr(torch, wanted)
 
 
 def _is_of_critic(name: str) -> bool:

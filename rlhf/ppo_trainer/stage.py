@@ -122,6 +122,7 @@ def run(
             ),
         )
         tracker.close()
+        networks.unshard()
         if not processes.is_main():
             return {}
         metrics = {"prompts_cut": cut, **summary(state, config, skipped)}

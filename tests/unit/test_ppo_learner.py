@@ -31,7 +31,7 @@ def estimated(learner, seed: int = 0):
 def test_ratio_is_exactly_one_before_the_first_update(policy_folder):
     learner = learner_of(policy_folder)
     rollout = estimated(learner)
-    for rows, batch in learner._batches(rollout.episodes, range(8)):
+    for rows, batch, _ in learner._batches(rollout.episodes, range(8)):
         hidden = learner.networks.hidden(batch)
         logits = learner.networks.logits(hidden[batch.spoken], learner.config.temperature)
         now = logits.gather(-1, batch.tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
@@ -205,3 +205,26 @@ def test_options_that_do_not_fit_are_refused():
         config_of(missing_eos_penalty=1.0)
     with pytest.raises(ConfigError, match="needs kl_coeff 0"):
         config_of(reference="none")
+
+
+def test_activations_computed_again_change_no_gradient(policy_folder):
+    found = []
+    for again in (False, True):
+        learner = learner_of(policy_folder, activation_checkpointing=again, critic="own")
+        rollout = estimated(learner)
+        learner.gradient(rollout, range(8))
+        found.append(gradients(learner))
+    assert torch.allclose(*found, atol=1e-7)
+
+
+def test_bfloat16_keeps_weights_in_float32_and_is_near(policy_folder):
+    found = []
+    for precision in ("float32", "bfloat16"):
+        learner = learner_of(policy_folder, precision=precision)
+        rollout = estimated(learner)
+        measured = learner.gradient(rollout, range(8))
+        assert measured["update_kl"] == 0, "the ratio is 1 in any precision"
+        assert {p.dtype for _, p in learner.networks.named_parameters()} == {torch.float32}
+        found.append(gradients(learner))
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98
+    assert not torch.equal(*found)

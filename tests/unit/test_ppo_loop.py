@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlhf.errors import Stopped, TrainingError
+from rlhf.models.engines import Transformers
 from rlhf.ppo_trainer.loop import RewardScale, _finite, _scaled, prompt_batch, sample, summary
 from rlhf.ppo_trainer.networks import Networks
 from rlhf.rewards.combined import Scored
@@ -60,10 +61,10 @@ def test_what_is_sampled_depends_on_neither_the_batch_nor_its_order(policy_folde
     config = config_of()
     policy = policy_of(policy_folder, config)
     prompts = prompts_of(policy, 8)
-    together = sample(config, policy, prompts, 10, (0, 1))
-    alone = sample(config_of(rollout_tokens=1), policy, prompts, 10, (0, 1))
+    together = sample(config, Transformers(policy, 10**6), prompts, 10, (0, 1))
+    alone = sample(config, Transformers(policy, 1), prompts, 10, (0, 1))
     assert together == alone
-    assert sample(config, policy, prompts, 10, (0, 2)) != together
+    assert sample(config, Transformers(policy, 10**6), prompts, 10, (0, 2)) != together
 
 
 def test_every_prompt_is_used_once_before_any_is_used_again(llama_folder):

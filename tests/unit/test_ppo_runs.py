@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhf.data.store import write_dataset
 from rlhf.data.template import Template
@@ -96,10 +97,15 @@ def test_sigterm_leaves_a_checkpoint_and_says_so(prompts, reward, llama_folder, 
     assert training.latest_step(checkpoints) == stopped
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sharding": "fsdp"}, {"sharding": "fsdp", "tuning": "lora", "critic": "own"}],
+    ids=["whole", "spread", "spread_adapters"],
+)
 @pytest.mark.parametrize("base", ["llama", "t5"])
-def test_two_processes_do_what_one_does(base, request, prompts, reward, tmp_path):
+def test_two_processes_do_what_one_does(base, options, request, prompts, reward, tmp_path):
     folder = request.getfixturevalue(f"{base}_folder")
-    options = {"train_steps": 3, "eval_every": 2}
+    options = {"train_steps": 3, "eval_every": 2, **options}
     for processes in (1, 2):
         training.finish(
             training.start("ppo_trainer", job(tmp_path / str(processes), prompts, folder, reward, **options), processes)
@@ -111,6 +117,24 @@ def test_two_processes_do_what_one_does(base, request, prompts, reward, tmp_path
             assert b == pytest.approx(a, abs=1e-4), f"{tag} at update {update}"
     rows = [(tmp_path / name / "samples.jsonl").read_text().splitlines() for name in ("1", "2")]
     assert [json.loads(row)["completion"] for row in rows[0]] == [json.loads(row)["completion"] for row in rows[1]]
+    saved = [training.tensors(tmp_path / name / "policy") for name in ("1", "2")]
+    for name, value in saved[0].items():
+        assert torch.allclose(saved[1][name], value, atol=1e-4), name
+
+
+def test_a_run_whose_weights_are_spread_goes_on_where_it_was(prompts, reward, llama_folder, tmp_path):
+    options = {"sharding": "fsdp", "train_steps": 12}
+    whole = job(tmp_path / "whole", prompts, llama_folder, reward, **options)
+    training.finish(training.start("ppo_trainer", whole, processes=2))
+    checkpoints = tmp_path / "checkpoints"
+    options |= {"checkpoint_dir": str(checkpoints), "checkpoint_every": 1}
+    broken = job(tmp_path / "broken", prompts, llama_folder, reward, **options)
+    process = training.start("ppo_trainer", broken, processes=2)
+    training.end_at_step(process, checkpoints, 4, signal.SIGTERM, status=None)
+    assert training.latest_step(checkpoints) >= 4
+    output = training.finish(training.start("ppo_trainer", broken, processes=2))
+    assert "going on from the checkpoint of update" in output
+    assert training.weights(tmp_path / "broken/policy") == training.weights(tmp_path / "whole/policy")
 
 
 def test_a_reward_function_that_fails_ends_the_stage_and_is_named(prompts, llama_folder, tmp_path):
