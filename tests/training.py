@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -53,11 +54,14 @@ def finish(process: subprocess.Popen, status: int = 0) -> str:
     return output
 
 
-def end_at_step(process: subprocess.Popen, checkpoints: Path, step: int, number: int, delay: float = 0.0) -> str:
+def end_at_step(
+    process: subprocess.Popen, checkpoints: Path, step: int, number: int, delay: float = 0.0, launched: bool = False
+) -> str:
     """Send a signal once a checkpoint of `step` or later is complete; returns what was printed.
 
     Args:
         delay: Seconds from then to the signal.
+        launched: Whether the process is a launcher, whose exit status says little.
     """
     deadline = time.monotonic() + DEADLINE_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
@@ -66,6 +70,8 @@ def end_at_step(process: subprocess.Popen, checkpoints: Path, step: int, number:
             process.send_signal(number)
             break
         time.sleep(0.005)
+    if launched:
+        return process.communicate(timeout=DEADLINE_SECONDS)[0]
     status = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}[number]
     return finish(process, status)
 
@@ -77,15 +83,20 @@ def latest_step(checkpoints: Path) -> int:
     )
 
 
-def weights(folder: Path) -> dict[str, bytes]:
-    """Every weight of a saved model or adapter, as bytes."""
+def tensors(folder: Path) -> dict[str, Any]:
+    """Every weight of a saved model or adapter."""
     from safetensors.torch import load_file
 
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found |= {name: value.numpy().tobytes() for name, value in load_file(file).items()}
+        found |= load_file(file)
     assert found, f"no weights in {folder}"
     return found
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """The same as bytes."""
+    return {name: value.numpy().tobytes() for name, value in tensors(folder).items()}
 
 
 def random_steps(count: int, last: int, seed: int) -> list[int]:

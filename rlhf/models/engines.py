@@ -34,13 +34,14 @@ class Engine(Protocol):
 class Transformers:
     """`Policy.generate`: sorted by length, a batch at a time, each until all of its rows are done."""
 
-    def __init__(self, policy: Policy, tokens_at_once: int, synced: bool = False):
+    def __init__(self, policy: Policy, tokens_at_once: int, dtype: torch.dtype = torch.float32, synced: bool = False):
         """
         Args:
             tokens_at_once: Of a batch, padding and room for the completions included.
+            dtype: Of forward passes.
             synced: Keep step with other processes that hold parts of the model.
         """
-        self.policy, self.tokens_at_once, self.synced = policy, tokens_at_once, synced
+        self.policy, self.tokens_at_once, self.dtype, self.synced = policy, tokens_at_once, dtype, synced
 
     def follow(self) -> None:
         """The weights are the policy's own."""
@@ -50,19 +51,25 @@ class Transformers:
         if self.synced:  # as many batches in every process
             longest = max(processes.gather(max(map(len, prompts))))
             rows = max(1, self.tokens_at_once // (longest + room))
-        return self.policy.generate(
-            prompts, room, temperature, rows, tokens_at_once=self.tokens_at_once, draws=draws, synced=self.synced
-        )
+        device, options = self.policy.model.device.type, {"draws": draws, "synced": self.synced}
+        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
+            return self.policy.generate(prompts, room, temperature, rows, tokens_at_once=self.tokens_at_once, **options)
 
 
 def engine_of(
-    wanted: str, policy: Policy, response_length: int, temperature: float, tokens_at_once: int, synced: bool = False
+    wanted: str,
+    policy: Policy,
+    response_length: int,
+    temperature: float,
+    tokens_at_once: int,
+    dtype: torch.dtype,
+    synced: bool = False,
 ) -> Engine:
     """The engine of that name.
 
     Args:
         wanted: transformers, vllm, or auto for vLLM where it can be had.
-        tokens_at_once, synced: As for `Transformers`.
+        tokens_at_once, dtype, synced: As for `Transformers`.
 
     Raises:
         ConfigError: vLLM is asked for and cannot be had.
@@ -71,7 +78,7 @@ def engine_of(
     if wanted == "vllm" and lacking:
         raise ConfigError(f"engine: found 'vllm', but {lacking}; use 'transformers' or 'auto'")
     if wanted == "transformers" or lacking:
-        return Transformers(policy, tokens_at_once, synced)
+        return Transformers(policy, tokens_at_once, dtype, synced)
     from rlhf.models.vllm import VLLM
 
     return VLLM(policy, response_length, temperature)

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from rlhf.errors import Stopped, TrainingError
 from rlhf.metrics import late_mean, rouge
 from rlhf.models.engines import Engine, engine_of
-from rlhf.models.policy import Policy
 from rlhf.ppo_trainer import maths
 from rlhf.ppo_trainer.alarms import Alarm, Alarms
 from rlhf.ppo_trainer.config import PPOTrainerConfig
@@ -124,15 +123,22 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
     """
     policy = networks.policy
     learner = Learner(config, networks, run.response_length)
-    room, at_once = run.response_length, config.rollout_tokens
-    engine = engine_of(config.engine, policy, room, config.temperature, at_once, networks.is_sharded)
+    engine = engine_of(
+        config.engine,
+        policy,
+        run.response_length,
+        config.temperature,
+        config.rollout_tokens,
+        networks.dtype,
+        networks.is_sharded,
+    )
     state = RunState(kl_coeff=config.kl_coeff)
     if run.checkpoints is not None:
         state = _resume(run, learner) or state
     alarms = Alarms(config, state.alarms)
     eval_every = config.eval_every or max(1, config.train_steps // EVALUATIONS_PER_RUN)
     if run.held_out and not state.update:
-        _evaluate(config, policy, engine, rewards, run, state, 0)
+        _evaluate(config, networks, engine, rewards, run, state, 0)
     while state.update < config.train_steps and not state.stopped_early:
         update = state.update + 1
         clock = _Clock()
@@ -141,7 +147,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
             engine.follow()
             responses = sample(config, engine, prompts, run.response_length, (config.seed, update, _SAMPLING))
             completions = [policy.decode(ids) for ids in responses]
-        with clock.phase("score"):
+        with clock.phase("score"), networks.precision():
             scored = score(rewards, prompts, completions)
         kept = _finite(config, scored, state, update)
         earned = torch.tensor([scored.total[i] for i in kept])
@@ -165,7 +171,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
         state.update = update
         _record(state, update, scalars, run)
         if run.held_out and (update % eval_every == 0 or update == config.train_steps):
-            _evaluate(config, policy, engine, rewards, run, state, update)
+            _evaluate(config, networks, engine, rewards, run, state, update)
         if run.samples is not None and ((update - 1) % config.sample_every == 0 or update == config.train_steps):
             _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
         _heed(alarms, state, config)
@@ -269,7 +275,7 @@ def describe(rollout: Rollout, scored: Scored, kept: Sequence[int], eos: int, kl
 
 def _evaluate(
     config: PPOTrainerConfig,
-    policy: Policy,
+    networks: Networks,
     engine: Engine,
     rewards: Rewards,
     run: Run,
@@ -279,8 +285,10 @@ def _evaluate(
     """Measure on prompts that are not trained on, sampled with the same random numbers every time."""
     engine.follow()
     responses = sample(config, engine, run.held_out, run.response_length, (config.seed, 0, _HELD_OUT))
+    policy = networks.policy
     completions = [policy.decode(ids) for ids in responses]
-    scored = score(rewards, run.held_out, completions)
+    with networks.precision():
+        scored = score(rewards, run.held_out, completions)
     known = [value for value in scored.total if math.isfinite(value)]
     measured = {
         "eval/length": sum(map(len, responses)) / len(responses),

@@ -130,7 +130,7 @@ def test_a_run_whose_weights_are_spread_goes_on_where_it_was(prompts, reward, ll
     options |= {"checkpoint_dir": str(checkpoints), "checkpoint_every": 1}
     broken = job(tmp_path / "broken", prompts, llama_folder, reward, **options)
     process = training.start("ppo_trainer", broken, processes=2)
-    training.end_at_step(process, checkpoints, 4, signal.SIGTERM, status=None)
+    training.end_at_step(process, checkpoints, 4, signal.SIGTERM, launched=True)
     assert training.latest_step(checkpoints) >= 4
     output = training.finish(training.start("ppo_trainer", broken, processes=2))
     assert "going on from the checkpoint of update" in output
