@@ -157,7 +157,8 @@ class Policy:
             eos_token_id=self.eos,
             suppress_tokens=self.forbidden if self.forbidden and temperature == 0 else None,
             decoder_start_token_id=self.model.generation_config.decoder_start_token_id,
-            cache_implementation="static",
+            # Faster than one that grows, but autocast gives keys and values in types of their own.
+            cache_implementation=None if torch.is_autocast_enabled(self.model.device.type) else "static",
             disable_compile=True,
         )
         completions: list[list[int]] = [[] for _ in prompts]
