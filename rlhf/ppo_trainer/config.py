@@ -123,14 +123,7 @@ class PPOTrainerConfig(TrainerConfig):
     )
 
     # The machine
-    engine: Literal["auto", "transformers", "vllm"] = Field(
-        "auto", description="What samples; auto takes vLLM where it is installed and there is a GPU."
-    )
     compile: bool = Field(False, description="Compile the policy's trunk with torch.compile.")
-    sharding: Literal["none", "fsdp"] = Field(
-        "none",
-        description="Of several processes: each holds every weight, or its share (PyTorch's FSDP2).",
-    )
 
     # Watching
     sample_every: int = Field(1, ge=1, description="Updates between those whose episodes are written to `samples`.")
