@@ -44,8 +44,13 @@ FEW_STEPS = {
 
 
 @pytest.fixture
-def vertex(real_data) -> dict[str, str]:
-    return {parameter: str(real_data / file) for parameter, file in VERTEX.items()}
+def vertex(real_data, tmp_path) -> dict[str, str]:
+    """The files as published, but that a prompt to evaluate on begins with what HTML would read as markup."""
+    files = {parameter: str(real_data / file) for parameter, file in VERTEX.items()}
+    first, *others = rows_of(files["eval_dataset"])
+    rows = [{**first, "input_text": f"Questions & answers, three < four of them: {first['input_text']}"}, *others]
+    (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return files | {"eval_dataset": str(tmp_path / "evaluation.jsonl")}
 
 
 @pytest.fixture

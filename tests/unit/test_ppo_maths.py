@@ -38,9 +38,11 @@ def test_values_under_the_mask_move_nothing():
         assert torch.equal(clean, dirty)
     assert torch.equal(maths.whiten(values, MASK), maths.whiten(values + junk, MASK))
     scores = torch.tensor([1.0, 2.0])
-    assert torch.equal(
-        maths.token_rewards(scores, values, old, MASK, 0.1), maths.token_rewards(scores, values + junk, old, MASK, 0.1)
-    )
+    for estimator in ("k1", "k3"):
+        clean, dirty = (maths.kl_penalty(given, old, MASK, estimator) for given in (values, values + junk))
+        assert torch.equal(clean, dirty)
+        rewards = (maths.token_rewards(scores, kl, MASK, 0.1) for kl in (clean, dirty))
+        assert torch.equal(*rewards)
     assert maths.explained_variance(values, old, MASK) == maths.explained_variance(values + junk, old, MASK)
 
 
@@ -48,13 +50,14 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens():
     white = maths.whiten(random(0) * 7 + 3, MASK)
     real = white[MASK.bool()]
     assert real.mean().item() == pytest.approx(0, abs=1e-6)
-    assert real.var(correction=0).item() == pytest.approx(1, abs=1e-5)
+    assert real.var(correction=1).item() == pytest.approx(1, abs=1e-5)
     assert white[1, 2] == 0
 
 
 def test_the_score_is_paid_at_the_last_token_and_kl_at_every_one():
     log_probs, reference = random(0), random(1)
-    rewards = maths.token_rewards(torch.tensor([1.0, 2.0]), log_probs, reference, MASK, kl_coeff=0.1)
+    kl = maths.kl_penalty(log_probs, reference, MASK, "k1")
+    rewards = maths.token_rewards(torch.tensor([1.0, 2.0]), kl, MASK, kl_coeff=0.1)
     penalty = -0.1 * (log_probs - reference)
     assert torch.allclose(rewards[0], penalty[0] + torch.tensor([0.0, 0.0, 1.0]))
     assert torch.allclose(rewards[1], torch.tensor([penalty[1, 0], penalty[1, 1] + 2.0, 0.0]))
@@ -80,8 +83,9 @@ def test_policy_loss_is_the_larger_of_the_plain_and_the_clipped(ratio, advantage
 
 @pytest.mark.parametrize(("value", "expected"), [(0.1, 0.5 * 0.9**2), (0.5, 0.5 * 0.8**2), (1.0, 0.5 * 0.8**2)])
 def test_value_loss_takes_the_clipped_value_where_that_is_worse(value, expected):
-    loss = maths.value_loss(torch.tensor([[value]]), torch.zeros(1, 1), torch.ones(1, 1), clip_range=0.2)
+    loss, clipped = maths.value_loss(torch.tensor([[value]]), torch.zeros(1, 1), torch.ones(1, 1), clip_range=0.2)
     assert loss.item() == pytest.approx(expected)
+    assert clipped.item() == (value > 0.2)
 
 
 def test_a_perfect_critic_explains_all_variance_and_a_constant_one_none():
