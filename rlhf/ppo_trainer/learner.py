@@ -167,17 +167,18 @@ class Learner:
         measured = torch.zeros(len(MEASURED), device=networks.device)
         self.optimizer.zero_grad(set_to_none=True)
         mine = sorted(rows, key=lambda i: (len(rollout.episodes[i]), i))[processes.rank() :: processes.count()]
-        for micro, batch, weight in self._batches(rollout.episodes, mine):
-            with networks.precision(), networks.training():
-                hidden = networks.hidden(batch)
-                leaf = hidden.detach().requires_grad_()
-                values = networks.values(leaf, batch)
-            self._value_loss(rollout, micro, values, weight / counts[1], measured)
-            pieces = leaf.detach()[batch.spoken].split(self.config.logits_at_once)
-            back = self._policy_loss(rollout, micro, batch, pieces, weight / counts[0], measured)
-            gradient = torch.zeros_like(hidden) if leaf.grad is None else leaf.grad
-            gradient[batch.spoken] += back
-            hidden.backward(gradient)
+        with networks.training():
+            for micro, batch, weight in self._batches(rollout.episodes, mine):
+                with networks.precision():
+                    hidden = networks.hidden(batch)
+                    leaf = hidden.detach().requires_grad_()
+                    values = networks.values(leaf, batch)
+                self._value_loss(rollout, micro, values, weight / counts[1], measured)
+                pieces = leaf.detach()[batch.spoken].split(self.config.logits_at_once)
+                back = self._policy_loss(rollout, micro, batch, pieces, weight / counts[0], measured)
+                gradient = torch.zeros_like(hidden) if leaf.grad is None else leaf.grad
+                gradient[batch.spoken] += back
+                hidden.backward(gradient)
         self._sum_over_processes(measured)
         return dict(zip(MEASURED, measured.tolist(), strict=True))
 

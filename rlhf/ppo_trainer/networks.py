@@ -130,7 +130,7 @@ class Networks:
         if self.device.type == "cuda" if config.activation_checkpointing is None else config.activation_checkpointing:
             self._checkpointed = [model for model in (self.base, self.critic) if model is not None]
             for model in self._checkpointed:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.activation_checkpointing_enable({"use_reentrant": False})
         self.is_sharded = config.sharding == "fsdp" and processes.count() > 1
         if self.is_sharded:
             from rlhf.ppo_trainer.sharding import shard
