@@ -123,7 +123,6 @@ class Policy:
     def count_tokens(self, text: str) -> int:
         return len(self.encode_prompt(text))
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -170,13 +169,14 @@ class Policy:
             sampling = []
             if temperature > 0:
                 sampling = [Sampling(self, temperature, draws[rows].to(self.model.device), begin)]
-            output = self.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList(sampling),
-                synced_gpus=synced,
-            )
+            with torch.inference_mode(not synced):  # gathered weights are used in training too
+                output = self.model.generate(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList(sampling),
+                    synced_gpus=synced,
+                )
             for row, sampled in zip(rows, output[:, begin:].tolist(), strict=True):
                 ended = sampled.index(self.eos) + 1 if self.eos in sampled else len(sampled)
                 completions[row] = sampled[:ended]

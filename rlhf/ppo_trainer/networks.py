@@ -136,10 +136,11 @@ class Networks:
             from rlhf.ppo_trainer.sharding import shard
 
             for model in filter(None, (self.base, self.critic, self._reference)):
-                shard(model, _trunk(model))
+                shard(model, _trunks(model))
         if config.compile:
-            for trunk in filter(None, (_trunk(self.base), self.critic and _trunk(self.critic))):
-                trunk.compile(dynamic=True)
+            for model in filter(None, (self.base, self.critic, self._reference)):
+                for trunk in _trunks(model):
+                    trunk.compile(dynamic=True)
 
     @property
     def has_reference(self) -> bool:
@@ -264,8 +265,11 @@ def _whole(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_base_model() if adapting.is_adapted(model) else model
 
 
-def _trunk(model: PreTrainedModel) -> nn.Module:
-    return model if kind_of(model.config) is Kind.SEQ2SEQ else model.base_model
+def _trunks(model: PreTrainedModel) -> list[nn.Module]:
+    """What is called of a model, its layers inside."""
+    if kind_of(model.config) is Kind.SEQ2SEQ:
+        return [model.get_encoder(), model.get_decoder()]
+    return [model.base_model]
 
 
 def _hidden(model: PreTrainedModel, kind: Kind, batch: Batch) -> torch.Tensor:

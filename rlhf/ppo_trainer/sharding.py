@@ -7,27 +7,34 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-def shard(model: PreTrainedModel, trunk: nn.Module) -> None:
+def shard(model: PreTrainedModel, trunks: Sequence[nn.Module]) -> None:
     """Spread a model's layers over all processes; their gradients are summed over them.
 
     Args:
-        trunk: What is called of it, its layers inside.
+        trunks: What is called of it, its layers inside.
     """
     from torch.distributed.fsdp import fully_shard
 
     kinds = set(model._no_split_modules or [])  # transformers' own names of what one device is to hold whole
-    for layer in [module for module in trunk.modules() if type(module).__name__ in kinds]:
-        fully_shard(layer).set_gradient_divide_factor(1.0)
-    fully_shard(trunk, ignored_params={parameter for parameter in trunk.parameters() if not is_spread(parameter)})
+    for trunk in trunks:
+        for layer in [module for module in trunk.modules() if type(module).__name__ in kinds]:
+            sharded = fully_shard(layer)
+            sharded.set_gradient_divide_factor(1.0)
+            sharded.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        fully_shard(trunk, ignored_params={parameter for parameter in trunk.parameters() if not is_spread(parameter)})
 
 
 def unshard(model: nn.Module) -> None:
-    """Let every process hold all weights again."""
+    """Let every process hold all weights again, to be saved."""
     from torch.distributed.fsdp import FSDPModule
 
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            module.unshard()
+            module.reshard()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if is_spread(parameter):
+                setattr(module, name, nn.Parameter(whole(parameter.detach()), parameter.requires_grad))
 
 
 def is_spread(tensor: torch.Tensor) -> bool:
