@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf.errors import ModelError
 from rlhf.models import adapting
-from rlhf.models.loading import Kind, kind_of
+from rlhf.models.loading import Kind
 from rlhf.models.policy import Policy, pad_right
 from rlhf.models.scoring import RewardModel
 from rlhf.ppo_trainer.config import PPOTrainerConfig
@@ -73,6 +73,37 @@ class Batch:
         )
 
 
+class Trunk:
+    """A model up to its last hidden states.
+
+    Args:
+        kind: Whether its encoder and decoder are called, or its base model.
+    """
+
+    def __init__(self, model: PreTrainedModel, kind: Kind):
+        self.model, self.kind = model, kind
+        self.parts = [model.base_model] if kind is Kind.CAUSAL else [model.get_encoder(), model.get_decoder()]
+
+    def compile(self) -> None:
+        """Compile what `hidden` calls. What `generate` calls stays as it is: its shapes change at every token."""
+        self.parts = [torch.compile(part, dynamic=True) for part in self.parts]
+
+    def hidden(self, batch: Batch) -> torch.Tensor:
+        """States where values and predictions are read: (positions, hidden)."""
+        if self.kind is Kind.CAUSAL:
+            states = self.parts[0](input_ids=batch.prompts, use_cache=False).last_hidden_state
+        else:
+            encoder, decoder = self.parts
+            encoded = encoder(input_ids=batch.prompts, attention_mask=batch.prompt_mask)
+            states = decoder(
+                input_ids=batch.responses,
+                encoder_hidden_states=encoded.last_hidden_state,
+                encoder_attention_mask=batch.prompt_mask,
+                use_cache=False,
+            ).last_hidden_state
+        return states.flatten(0, 1)[batch.at]
+
+
 class Networks:
     """What PPO computes with: the policy, what its KL is measured from, and the critic.
 
@@ -122,6 +153,8 @@ class Networks:
 
             tuning.copy_adapter(policy.model, tuning.REFERENCE)
         self._continues_adapter = continues_adapter
+        models = {"policy": self.base, "critic": self.critic, "reference": self._reference}
+        self._trunks = {name: Trunk(model, policy.kind) for name, model in models.items() if model is not None}
         self.dtype = _precision(config.precision, self.device)
         for model in filter(None, (policy.model, self.critic)):
             adapting.switch_dropout_off(model)
@@ -135,12 +168,11 @@ class Networks:
         if self.is_sharded:
             from rlhf.ppo_trainer.sharding import shard
 
-            for model in filter(None, (self.base, self.critic, self._reference)):
-                shard(model, _trunks(model))
+            for trunk in self._trunks.values():
+                shard(trunk.model, trunk.parts)
         if config.compile:
-            for model in filter(None, (self.base, self.critic, self._reference)):
-                for trunk in _trunks(model):
-                    trunk.compile(dynamic=True)
+            for trunk in self._trunks.values():
+                trunk.compile()
 
     @property
     def has_reference(self) -> bool:
@@ -185,12 +217,12 @@ class Networks:
 
     def hidden(self, batch: Batch) -> torch.Tensor:
         """The policy's last hidden states where values and predictions are read: (positions, hidden)."""
-        return _hidden(self.base, self.policy.kind, batch)
+        return self._trunks["policy"].hidden(batch)
 
     def reference_hidden(self, batch: Batch) -> torch.Tensor:
         """The reference's, likewise."""
         if self._reference is not None:
-            return _hidden(self._reference, self.policy.kind, batch)
+            return self._trunks["reference"].hidden(batch)
         from rlhf.models import tuning
 
         with tuning.using_adapter(self.policy.model, tuning.REFERENCE if self._continues_adapter else None):
@@ -217,7 +249,7 @@ class Networks:
             hidden: The policy's, which a critic of its own does not need.
         """
         if self.critic is not None:
-            hidden = _hidden(self.critic, self.policy.kind, batch)
+            hidden = self._trunks["critic"].hidden(batch)
         elif self._critic_adapter:
             from rlhf.models import tuning
 
@@ -263,27 +295,6 @@ def _is_of_critic(name: str) -> bool:
 def _whole(model: PreTrainedModel) -> PreTrainedModel:
     """The language model, with adapters in its layers, out of what PEFT puts around it."""
     return model.get_base_model() if adapting.is_adapted(model) else model
-
-
-def _trunks(model: PreTrainedModel) -> list[nn.Module]:
-    """What is called of a model, its layers inside."""
-    if kind_of(model.config) is Kind.SEQ2SEQ:
-        return [model.get_encoder(), model.get_decoder()]
-    return [model.base_model]
-
-
-def _hidden(model: PreTrainedModel, kind: Kind, batch: Batch) -> torch.Tensor:
-    if kind is Kind.CAUSAL:
-        states = model.base_model(input_ids=batch.prompts, use_cache=False).last_hidden_state
-    else:
-        encoded = model.get_encoder()(input_ids=batch.prompts, attention_mask=batch.prompt_mask)
-        states = model.get_decoder()(
-            input_ids=batch.responses,
-            encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=batch.prompt_mask,
-            use_cache=False,
-        ).last_hidden_state
-    return states.flatten(0, 1)[batch.at]
 
 
 def _output(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

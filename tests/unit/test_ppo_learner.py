@@ -217,6 +217,17 @@ def test_activations_computed_again_change_no_gradient(policy_folder):
     assert torch.allclose(*found, atol=1e-7)
 
 
+@pytest.mark.slow
+def test_compiled_trunks_change_no_gradient(policy_folder):
+    found = []
+    for compiled in (False, True):
+        learner = learner_of(policy_folder, compile=compiled, critic="own")
+        rollout = estimated(learner)
+        learner.gradient(rollout, range(8))
+        found.append(gradients(learner))
+    assert torch.allclose(*found, atol=1e-5)
+
+
 def test_bfloat16_keeps_weights_in_float32_and_is_near(policy_folder):
     found = []
     for precision in ("float32", "bfloat16"):
