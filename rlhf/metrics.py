@@ -43,21 +43,23 @@ class Rouge:
         return {kind: fmean(values) for kind, values in self.rows.items() if values}
 
 
-def rouge(predictions: Sequence[str], references: Sequence[str], stemming: bool = False) -> Rouge:
+def rouge(
+    predictions: Sequence[str], references: Sequence[str], stemming: bool = False, processes: int | None = None
+) -> Rouge:
     """ROUGE (Lin 2004) as computed by rouge-score, Google's reimplementation of the original Perl script.
 
     Args:
         predictions, references: Texts that belong together by position.
         stemming: Reduce words to their Porter stems first. Published figures differ in this: `evaluate` does not.
+        processes: At most so many work on it, if it is much; None: one for each core.
 
     Raises:
         ValueError: The two are not of one length.
     """
-    from rouge_score.rouge_scorer import RougeScorer
+    from rlhf.rouge import f_measures
 
-    scorer = RougeScorer(ROUGE_TYPES, use_stemmer=stemming)
-    scores = [scorer.score(reference, text) for text, reference in zip(predictions, references, strict=True)]
-    return Rouge({kind: [score[kind].fmeasure for score in scores] for kind in ROUGE_TYPES})
+    rows = f_measures(predictions, references, stemming, processes)
+    return Rouge({kind: [row[place] for row in rows] for place, kind in enumerate(ROUGE_TYPES)})
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,18 @@ def win_rate(before: Sequence[float], after: Sequence[float], tie_margin: float 
         ValueError: The two are not of one length.
     """
     margins = [b - a for a, b in zip(before, after, strict=True)]
-    wins = sum(margin > tie_margin for margin in margins)
-    losses = sum(margin < -tie_margin for margin in margins)
-    return WinRate(wins, losses, len(margins) - wins - losses, *_share(wins, wins + losses))
+    return win_rate_of([0.5 if abs(margin) <= tie_margin else float(margin > 0) for margin in margins])
+
+
+def win_rate_of(outcomes: Sequence[float | None]) -> WinRate:
+    """The same of what a judge said of each pair.
+
+    Args:
+        outcomes: Above 0.5 where after wins, 0.5 for a tie, None where nobody judged.
+    """
+    wins = sum(outcome is not None and outcome > 0.5 for outcome in outcomes)
+    losses = sum(outcome is not None and outcome < 0.5 for outcome in outcomes)
+    return WinRate(wins, losses, list(outcomes).count(0.5), *_share(wins, wins + losses))
 
 
 @dataclass(frozen=True)
