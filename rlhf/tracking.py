@@ -1,8 +1,14 @@
 """Scalars over training, as TensorBoard event files."""
 
+import csv
+import re
 from pathlib import Path
+from typing import Any
 
 from rlhf.errors import DataError
+
+_NAMED = "TensorBoard logs"  # in messages
+_TAG_IN_NAME = re.compile(r"-tag-(.+)$")
 
 
 class Tracker:
@@ -36,19 +42,87 @@ class Tracker:
             self._writer.close()
 
 
-def read_scalars(log_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Read every scalar series below `log_dir`.
+def find_logs(path: str | Path) -> list[Path]:
+    """What `read_scalars` reads one by one: the folders with event files at `path` and below it, or a `.csv` itself.
+
+    Raises:
+        DataError: There is nothing of the kind.
+    """
+    path = Path(path)
+    if path.suffix == ".csv" and path.is_file():
+        return [path]
+    if not path.is_dir():
+        what = "a file" if path.exists() else "no such folder"
+        raise DataError(f"{_NAMED} {str(path)!r}: {what}, expected a folder with event files or a .csv of scalars")
+    folders = sorted({file.parent for file in path.rglob("*tfevents*") if file.is_file()})
+    if not folders:
+        raise DataError(
+            f"{_NAMED} {str(path)!r}: found no event files (events.out.tfevents.*) in it or below; "
+            "name the folder that a trainer wrote them to"
+        )
+    return folders
+
+
+def read_scalars(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Read every scalar series of a folder of event files, or of a `.csv` of scalars.
+
+    Args:
+        path: Folder; those below it are left out. What TensorFlow 2 logs as tensors, as the Vertex pipeline did, is
+            read as well. A `.csv` has the columns `step`, `tag`, `value`, or `Step`, `Value` as TensorBoard's own
+            download, which has the tag in its name alone: `run-<run>-tag-<tag>.csv`.
 
     Returns:
         {tag: [(step, value), ...]}, in the order logged.
 
     Raises:
-        DataError: The folder does not exist.
+        DataError: The folder does not exist, or the file cannot be read.
     """
+    path = Path(path)
+    if path.suffix == ".csv":
+        return _read_csv(path)
+    if not path.is_dir():
+        raise DataError(f"{_NAMED} {str(path)!r}: no such folder, expected one with event files")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    if not Path(log_dir).is_dir():
-        raise DataError(f"TensorBoard logs {str(log_dir)!r}: no such folder, expected one with event files")
-    events = EventAccumulator(str(log_dir), size_guidance={"scalars": 0})
+    events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    tags = events.Tags()
+    found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags["scalars"]}
+    return found | {
+        tag: [(e.step, _number(e.tensor_proto)) for e in events.Tensors(tag)]
+        for tag in tags["tensors"]
+        if events.SummaryMetadata(tag).plugin_data.plugin_name == "scalars"
+    }
+
+
+def _number(tensor: Any) -> float:
+    from tensorboard.util.tensor_util import make_ndarray
+
+    return float(make_ndarray(tensor).item())
+
+
+def _read_csv(path: Path) -> dict[str, list[tuple[int, float]]]:
+    named = _TAG_IN_NAME.search(path.stem)
+    series: dict[str, list[tuple[int, float]]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file)
+            rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or ()]
+            lacking = {"step", "value", *(() if named else ("tag",))} - set(rows.fieldnames)
+            if lacking:
+                raise DataError(
+                    f"{_NAMED} {str(path)!r}: found the columns {', '.join(rows.fieldnames) or '(none)'}, "
+                    f"expected {', '.join(sorted(lacking))} too"
+                )
+            for row in rows:
+                try:
+                    point = int(float(row["step"])), float(row["value"])
+                except (TypeError, ValueError, OverflowError):
+                    raise DataError(
+                        f"{_NAMED} {str(path)!r}, line {rows.line_num}: found step {row['step']!r} and value "
+                        f"{row['value']!r}, expected numbers"
+                    ) from None
+                series.setdefault(row["tag"] if "tag" in row else named[1], []).append(point)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{_NAMED} {str(path)!r}: cannot be read as a .csv of scalars ({error})") from error
+    return series
