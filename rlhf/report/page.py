@@ -1,4 +1,5 @@
-"""One self-contained HTML page: no script, no external resource, every text from data or a model escaped.
+"""One self-contained HTML page: no external resource, no script but a section's own, every text from data or a model
+escaped.
 
 page = Page("Reward trainer", "What the model learned", [
     Section("Accuracy", paragraph("...") + figure(figures.lines(...), alt="...", caption="..."), id="accuracy"),
@@ -6,6 +7,8 @@ page = Page("Reward trainer", "What the model learned", [
 write_page(report, page)
 """
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -47,6 +50,8 @@ class Section:
     title: str
     body: Markup
     id: str
+    script: str = ""
+    """JavaScript of this package that the body needs. The page allows exactly this, by its hash, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,9 @@ class Page:
     sections: Sequence[Section]
 
     def render(self) -> str:
+        scripts = {section.script: _hash(section.script) for section in self.sections if section.script}
         template = _environment().get_template("page.html.j2")
-        return template.render(page=self, sections_end=Markup(_SECTIONS_END))
+        return template.render(page=self, sections_end=Markup(_SECTIONS_END), scripts=scripts)
 
 
 def write_page(path: str | Path, page: Page) -> None:
@@ -69,7 +75,7 @@ def write_page(path: str | Path, page: Page) -> None:
 
 
 def append_section(html: str, section: Section) -> str:
-    """Return a rendered page's text with `section` added after its last section.
+    """Return a rendered page's text with `section`, one without a script, added after its last section.
 
     Raises:
         DataError: The text is not a page of this module.
@@ -154,10 +160,20 @@ def text_block(text: str) -> Markup:
     return _parts().text_block(text)
 
 
+def render(template: str, **values: Any) -> Markup:
+    """A part of a page from a template of this package; texts among the values are escaped, Markup is kept."""
+    return Markup(_environment().get_template(template).render(**values))
+
+
 def number(value: float) -> str:
     """Four significant digits; whole numbers whole with thousands apart; a true minus sign."""
     text = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     return text.replace("-", "−") if "e" not in text else text
+
+
+def _hash(script: str) -> str:
+    """As a Content Security Policy names an inline script."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _is_numeric(cell: Any) -> bool:
