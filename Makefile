@@ -18,7 +18,7 @@ PARAMS ?=
 OUT ?= build/run
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint compile run readme docs lock clean bench-validation bench-reward bench-ppo
+.PHONY: help setup demo test lint compile run readme docs lock clean bench-validation bench-reward bench-ppo bench-inference
 
 help: ## List what make can do
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench-reward: setup ## Measure the reward trainer against TRL's: pairs a second 
 
 bench-ppo: setup ## Measure the PPO trainer against TRL's: speed, memory, time to quality into build/bench/ppo.json (PEERS=folder)
 	@$(BIN)/python -m benchmarks.ppo $(if $(PEERS),--peers "$(PEERS)")
+
+bench-inference: setup ## Measure bulk inference against transformers' pipeline, and ROUGE: into build/bench/inference.json
+	@$(BIN)/python -m benchmarks.inference
 
 lock: ## Pin again: the newest versions that pyproject.toml allows, into constraints.txt
 	rm -rf build/lock

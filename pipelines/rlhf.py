@@ -29,6 +29,8 @@ class Outputs(NamedTuple):
     samples: dsl.Dataset
     predictions_before: dsl.Dataset
     predictions_after: dsl.Dataset
+    summary: dsl.Markdown
+    side_by_side: dsl.Dataset
     data_validation_metrics: dsl.Metrics
     sft_trainer_metrics: dsl.Metrics
     reward_trainer_metrics: dsl.Metrics
@@ -185,6 +187,8 @@ def build(place: Placement) -> BaseComponent:
             samples=tuned["samples"],
             predictions_before=before["predictions"],
             predictions_after=after["predictions"],
+            summary=verdict["summary"],
+            side_by_side=verdict["side_by_side"],
             data_validation_metrics=data["metrics"],
             sft_trainer_metrics=supervised["metrics"],
             reward_trainer_metrics=rewarded["metrics"],

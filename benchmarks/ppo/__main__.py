@@ -8,8 +8,8 @@ import json
 import os
 from pathlib import Path
 
+from benchmarks.measured import CORES, ROOT
 from benchmarks.ppo import quality, speed
-from benchmarks.ppo.runs import CORES, ROOT
 from benchmarks.ppo.workloads import WORKLOADS
 
 _QUALITY = "time_to_quality"

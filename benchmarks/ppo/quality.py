@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from benchmarks.ppo.runs import ROOT, SCRIPTS, measure, peer_python
+from benchmarks.measured import ROOT, measure
+from benchmarks.ppo.runs import SCRIPTS, peer_python
 from examples.demo.gold import WINDOW
 from examples.demo.posts import gold_score, load_gold
 from pipelines.params import read as read_parameters

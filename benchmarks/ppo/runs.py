@@ -1,16 +1,12 @@
-"""One measured run: a process of its own, ours in this environment, a peer in a virtual environment with its pins."""
+"""The peers: each in a virtual environment with its pins."""
 
 import json
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(__file__).parent / "peers"
-CORES = len(os.sched_getaffinity(0))
 
 
 def peer_python(name: str, folder: Path) -> Path:
@@ -24,24 +20,6 @@ def peer_python(name: str, folder: Path) -> Path:
         print(f"installing {', '.join(missing)} into {venv}", flush=True)
         subprocess.run([python, "-m", "pip", "install", "-qq", "-r", pins], check=True)
     return python
-
-
-def measure(command: list[str | Path], job: dict[str, Any], scratch: Path) -> dict[str, Any]:
-    """What `command` writes of `job`.
-
-    Args:
-        command: Takes the paths of the job's file and of its result's, both JSON, as its last arguments.
-    """
-    given, result = scratch / "job.json", scratch / "result.json"
-    given.write_text(json.dumps(job))
-    result.unlink(missing_ok=True)
-    offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": str(CORES)}
-    done = subprocess.run(
-        [*command, given, result], cwd=ROOT, env=os.environ | offline, capture_output=True, text=True, check=False
-    )
-    if done.returncode or not result.exists():
-        raise SystemExit(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    return json.loads(result.read_text())
 
 
 def _missing(python: Path, pins: Path) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.ppo.runs import SCRIPTS, measure, peer_python
+from benchmarks.measured import measure
+from benchmarks.ppo.runs import SCRIPTS, peer_python
 from benchmarks.ppo.workloads import Workload
 
 _CRITIC = {"same": "own", "default": "shared"}

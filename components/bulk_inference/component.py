@@ -11,17 +11,23 @@ def bulk_inference(
     model: dsl.Input[dsl.Model],
     predictions: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    shard: int = 0,
+    shards: int = 1,
     seed: int = 0,
     options: dict = {},
 ):
-    """Generate one completion for each prompt.
+    """Generate completions for each prompt, or for a part of the prompts.
+
+    What is generated is kept as it comes (`checkpoint_dir` of the options): a task that is started again goes on there.
 
     Args:
         prompts: Canonical prompts (`id, prompt, reference`) from data_validation.
         model: Policy from sft_trainer or ppo_trainer.
         predictions: JSON lines `id, prompt, prediction, finish_reason, tokens, model, template_digest`, in order.
         metrics: Number of completions, tokens per second and the share that ended by themselves.
-        seed: Seeds the sampling.
+        shard: Which part of the prompts, from 0.
+        shards: Into how many parts the prompts are cut.
+        seed: Seeds the sampling; what is sampled for a prompt does not depend on the shards.
         options: Further options, by the names in `rlhf.bulk_inference.config`.
     """
     from rlhf.job import merge_options, stage_job
@@ -37,5 +43,7 @@ def bulk_inference(
                 prompts=prompts.path,
                 model=model.path,
                 predictions=predictions.path,
+                shard=shard,
+                shards=shards,
             )
         )

@@ -14,6 +14,8 @@ def evaluator(
     evaluation: dsl.Input[dsl.Dataset],
     reward_model: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.HTML],
+    summary: dsl.Output[dsl.Markdown],
+    side_by_side: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     sft_logs: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045 - KFP does not read `X | None`
     reward_logs: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
@@ -28,12 +30,15 @@ def evaluator(
         predictions_after: Completions of the tuned policy, from bulk_inference.
         evaluation: Canonical held-out prompts with references (`id, prompt, reference`) from data_validation.
         reward_model: Scores completions and references again.
-        report: One page that opens offline: verdict, curves, distributions and completions side by side.
-        metrics: ROUGE, rewards, win rate with its interval, and the verdict (`promote`).
+        report: One page that opens offline: verdict, curves, distributions, and a browser of all completions side by
+            side, in which people can vote without knowing which is which.
+        summary: The verdict with its reasons, and the key numbers.
+        side_by_side: JSON lines `id, prompt, before, after, reference, outcomes, scores, rouge_l`.
+        metrics: ROUGE, rewards, win rates with their intervals, health of the texts, and the verdict (`promote`).
         sft_logs: Event files of sft_trainer, for its curves.
         reward_logs: Event files of reward_trainer, for its curves.
         ppo_logs: Event files of ppo_trainer, for its curves.
-        seed: Seeds the choice of the prompts shown side by side.
+        seed: Seeds the intervals.
         options: Further options, by the names in `rlhf.evaluator.config`.
     """
     from rlhf.job import merge_options, stage_job
@@ -51,6 +56,8 @@ def evaluator(
                 evaluation=evaluation.path,
                 reward_model=reward_model.path,
                 report=report.path,
+                summary=summary.path,
+                side_by_side=side_by_side.path,
                 sft_logs=sft_logs and sft_logs.path,
                 reward_logs=reward_logs and reward_logs.path,
                 ppo_logs=ppo_logs and ppo_logs.path,

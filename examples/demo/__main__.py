@@ -84,7 +84,7 @@ def make_inputs(arch: str, seed: int) -> None:
 
 def probe_reward_model(outputs: dict[str, Any]) -> None:
     """Write under `ROOT` how the reward model scores summaries with one fact swapped."""
-    paths = [outputs[name].path for name in ("predictions_before", "reward_model")]
+    paths = [outputs[name].path for name in ("side_by_side", "reward_model")]
     run_apart("one fact swapped", "one_fact", ROOT / "gold", *paths, ROOT / "one_fact.jsonl")
 
 
@@ -113,7 +113,7 @@ def conclude(
         posts.load_gold(ROOT / "gold"),
         preferences=ROOT / "data" / "preferences.jsonl",
         one_fact_scores=ROOT / "one_fact.jsonl",
-        **{name: Path(outputs[name].path) for name in ("scores", "samples", "predictions_before", "predictions_after")},
+        **{name: Path(outputs[name].path) for name in ("scores", "samples", "side_by_side")},
     )
     metrics = {
         name.removesuffix("_metrics"): output.metadata for name, output in outputs.items() if name.endswith("_metrics")

@@ -62,8 +62,7 @@ def measure(
     preferences: Path,
     scores: Path,
     samples: Path,
-    predictions_before: Path,
-    predictions_after: Path,
+    side_by_side: Path,
     one_fact_scores: Path,
 ) -> Gold:
     """Compare a run's outputs with the gold facts.
@@ -73,15 +72,15 @@ def measure(
         preferences: The demo's own preference file, whose labels are noisy.
         scores: The reward trainer's scores of held-out pairs.
         samples: The PPO trainer's episodes through training.
-        predictions_before, predictions_after: Files of bulk_inference.
+        side_by_side: The evaluator's completions before and after.
         one_fact_scores: What `one_fact.score` wrote.
     """
 
     def score(row: dict[str, Any], field: str) -> float:
         return gold_score(gold[row["id"]]["facts"], row[field])
 
-    after = {row["id"]: score(row, "prediction") for row in _json_lines(predictions_after)}
-    before = {row["id"]: score(row, "prediction") for row in _json_lines(predictions_before)}
+    rows = list(_json_lines(side_by_side))
+    before, after = ({row["id"]: score(row, side) for row in rows} for side in ("before", "after"))
     ids = sorted(before)
     given = {row["id"]: row["choice"] for row in _json_lines(preferences)}
     held_out = pq.read_table(scores).to_pylist()

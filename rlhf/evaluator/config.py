@@ -3,6 +3,8 @@
 from pydantic import Field
 
 from rlhf.config import StageConfig
+from rlhf.evaluator.judge import JudgeConfig
+from rlhf.rewards.config import RewardFunction
 
 
 class EvaluatorConfig(StageConfig):
@@ -12,7 +14,8 @@ class EvaluatorConfig(StageConfig):
         0.5,
         ge=0,
         lt=1,
-        description="Share of decided pairs. Promote only if the lower end of the win rate's 95 % interval is above.",
+        description="Promote only if the lower end of the 95 % interval of the length-controlled win rate by the "
+        "reward model is above.",
     )
     tie_margin: float = Field(
         0.0, ge=0, description="Reward differences up to this, in the reward model's unit, are ties."
@@ -33,6 +36,22 @@ class EvaluatorConfig(StageConfig):
     rouge_stemming: bool = Field(
         False, description="ROUGE over Porter stems. Off as in Hugging Face `evaluate`; set it to compare with others."
     )
-    side_by_side_rows: int = Field(40, ge=0, description="Prompts shown side by side, a seeded random choice.")
+    graders: list[RewardFunction] = Field(
+        [],
+        description="Functions that judge too, of the signature that ppo_trainer's reward_functions have; their "
+        "weights do not matter here.",
+    )
+    judge: JudgeConfig | None = Field(None, description="A language model that judges too; unset asks none.")
+    others: dict[str, str] = Field(
+        {}, description="Files of predictions of further models by name, for the ranking of more than two."
+    )
+    bertscore_model: str = Field(
+        "", description="Model for BERTScore, where the bert-score package is installed; empty takes none."
+    )
+    side_by_side_rows: int = Field(
+        2000, ge=0, description="Prompts in the side-by-side browser; of more, a seeded random choice."
+    )
     batch_size: int = Field(64, ge=1, description="Completions scored at once.")
-    seed: int = Field(0, ge=0, description="Seeds the choice of the prompts shown side by side.")
+    seed: int = Field(
+        0, ge=0, description="Seeds bootstrap intervals, and the choice of the prompts shown side by side."
+    )

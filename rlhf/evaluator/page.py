@@ -8,16 +8,19 @@ from statistics import fmean, median
 from markupsafe import Markup
 
 from rlhf.data.chat import without_marks
+from rlhf.evaluator import health
 from rlhf.evaluator.config import EvaluatorConfig
-from rlhf.evaluator.pairs import Pair, Prediction
+from rlhf.evaluator.judgements import Judgement
+from rlhf.evaluator.measures import Measures
+from rlhf.evaluator.pairs import Pair
+from rlhf.evaluator.predictions import Prediction
 from rlhf.evaluator.verdict import Verdict
-from rlhf.metrics import WinRate, ignores_prompt, percent
+from rlhf.metrics import ignores_prompt, percent
 from rlhf.report import figures
+from rlhf.report.browser import SCRIPT, Row, browser
 from rlhf.report.page import (
-    Comparison,
     Page,
     Section,
-    comparisons,
     figure,
     figures_row,
     note,
@@ -28,6 +31,7 @@ from rlhf.report.page import (
 )
 
 LENGTH_MATTERS = 0.2  # relative change of the mean length that is worth a remark
+BEYOND_MATTERS = 0.05  # share of completions whose reward is outside what the reward model was trained on
 
 Series = Sequence[tuple[int, float]]
 
@@ -37,19 +41,19 @@ class Evaluation:
     """All that the page shows."""
 
     pairs: Sequence[Pair]
-    before: Sequence[float]
-    after: Sequence[float]
-    """Rewards by position in `pairs`."""
-    reference: Mapping[str, float]
-    """Rewards of references by id."""
-    rouge_before: Mapping[str, float]
-    rouge_after: Mapping[str, float]
-    """ROUGE-L by id."""
-    wins: WinRate
+    judgements: Sequence[Judgement]
+    """The reward model's first."""
+    measures: Measures
     verdict: Verdict
     metrics: Mapping[str, float]
     logs: Mapping[str, Mapping[str, Series]]
     """{"sft" | "reward" | "ppo": {tag: series}}."""
+    digest: str
+    """Of what is compared: votes on the page are kept under it."""
+
+    @property
+    def main(self) -> Judgement:
+        return self.judgements[0]
 
 
 def evaluation_page(config: EvaluatorConfig, result: Evaluation) -> Page:
@@ -57,13 +61,15 @@ def evaluation_page(config: EvaluatorConfig, result: Evaluation) -> Page:
     sections = [
         Section("Verdict", _verdict(result), "verdict"),
         Section("Key numbers", _numbers(result), "numbers"),
+        Section("Who says so", _judges(result), "judges"),
     ]
     curves = _curves(config, result.logs)
     if curves:
         sections.append(Section("Training", curves, "training"))
     sections += [
         Section("Rewards", _rewards(result), "rewards"),
-        Section("Side by side", _side_by_side(config, result), "side-by-side"),
+        Section("Health of the texts", _health(result), "health"),
+        Section("Side by side", _side_by_side(config, result), "side-by-side", script=SCRIPT),
     ]
     models = (
         ""
@@ -86,7 +92,7 @@ class Remark:
 
 
 def remarks(result: Evaluation) -> list[Remark]:
-    m = result.metrics
+    m, measures = result.metrics, result.measures
     said = []
     said += _prompt_sensitivity(result.logs["reward"])
     reward_change = m["reward_after"] - m["reward_before"]
@@ -101,22 +107,48 @@ def remarks(result: Evaluation) -> list[Remark]:
         )
     growth = m["tokens_after"] / m["tokens_before"] - 1 if m["tokens_before"] else 0.0
     if abs(growth) > LENGTH_MATTERS:
+        controlled = result.main.controlled.rate
+        at_equal = "" if controlled is None else f" At equal lengths the win rate would be {percent(controlled)}."
         said.append(
             Remark(
                 f"Completions became {percent(abs(growth))} {'longer' if growth > 0 else 'shorter'} "
-                f"({m['tokens_before']:.1f} to {m['tokens_after']:.1f} tokens on average). The win rate is not "
-                f"controlled for length: the reward model may be paying for {'length' if growth > 0 else 'brevity'}.",
+                f"({m['tokens_before']:.1f} to {m['tokens_after']:.1f} tokens on average).{at_equal}",
                 warning=True,
             )
         )
-    if m["empty_after"]:
-        said.append(Remark(f"{percent(m['empty_after'])} of the tuned model's completions are empty.", warning=True))
-    without = len(result.pairs) - len(result.reference)
+    said += _beyond(result)
+    said += [Remark(text, warning=True) for text in health.disagreements(_changes(result))]
+    said += [Remark(text, warning) for text, warning in health.remarks(measures.health_before, measures.health_after)]
+    for judgement in result.judgements:
+        said += [Remark(f"{judgement.name}: {text}", warning=True) for text in judgement.remarks]
+    without = len(result.pairs) - sum(pair.reference is not None for pair in result.pairs)
     if without:
         verb = "has no reference and is" if without == 1 else "have no reference and are"
         text = f"{_count(without, 'prompt')} {verb} left out of ROUGE and of the reference's reward."
         said.append(Remark(text, warning=False))
     return said
+
+
+def _changes(result: Evaluation) -> dict[str, float]:
+    """By how much each judge, and ROUGE-L, finds the tuned model better, in units of its own."""
+    m = result.metrics
+    changes = {"ROUGE-L": m["rouge_l_after"] - m["rouge_l_before"]} if "rouge_l_after" in m else {}
+    for judgement in result.judgements:
+        if judgement.wins.rate is not None:
+            changes[judgement.name] = judgement.wins.rate - 0.5
+    return changes
+
+
+def _beyond(result: Evaluation) -> list[Remark]:
+    if result.measures.beyond is None:
+        return []
+    before, after = result.measures.beyond
+    text = (
+        f"{percent(after.rate)} of the tuned model's completions, and {percent(before.rate)} of those before, are "
+        "scored outside the range of scores that the reward model gave to what it was trained on: there nobody has told "
+        "it what people prefer."
+    )
+    return [Remark(text, warning=after.rate > BEYOND_MATTERS)]
 
 
 def _verdict(result: Evaluation) -> Markup:
@@ -147,52 +179,122 @@ def _prompt_sensitivity(reward_logs: Mapping[str, Series]) -> list[Remark]:
 
 def _numbers(result: Evaluation) -> Markup:
     m = result.metrics
-    if result.wins.rate is None:
-        win = ("Win rate", "none", f"all {result.wins.ties:,} pairs are ties")
+    controlled, wins = result.main.controlled, result.main.wins
+    if controlled.rate is None or wins.rate is None:
+        win = ("Win rate", "none", f"all {wins.ties:,} pairs are ties")
     else:
-        interval = f"{percent(result.wins.low)} to {percent(result.wins.high)} (95\u00a0% interval)"
-        win = ("Win rate", percent(result.wins.rate), interval)
+        interval = f"{percent(controlled.low)} to {percent(controlled.high)} (95\u00a0% interval)"
+        win = ("Win rate", percent(controlled.rate), f"at equal lengths; {interval}")
     cards = [
         win,
         ("Reward", _signed(m["reward_after"] - m["reward_before"]), "mean, after minus before"),
         ("KL", f"{m['kl']:.2f}" if "kl" in m else "–", "nats per completion"),
-        ("Ended", percent(m["ended_after"]), f"by themselves; {percent(m['ended_before'])} before"),
         ("Length", f"{m['tokens_after']:.1f}", f"tokens, {m['tokens_before']:.1f} before"),
     ]
+    if "ended_after" in m:
+        ended = ("Ended", percent(m["ended_after"]), f"by themselves; {percent(m['ended_before'])} before")
+        cards.insert(3, ended)
     if "rouge_l_after" in m:
         cards.append(("ROUGE-L", f"{m['rouge_l_after']:.3f}", f"{m['rouge_l_before']:.3f} before; decides nothing"))
-    rows = [
-        _row("Reward, mean", m["reward_before"], m["reward_after"], m.get("reward_reference")),
-        *(
-            _row(label, m[f"rouge_{kind}_before"], m[f"rouge_{kind}_after"])
-            for kind, label in (("1", "ROUGE-1"), ("2", "ROUGE-2"), ("l", "ROUGE-L"), ("lsum", "ROUGE-Lsum"))
-            if f"rouge_{kind}_before" in m
-        ),
-        _row("Length, mean characters", *(fmean(map(len, texts)) for texts in _texts(result) if texts), digits=1),
-        _row("Length, mean tokens", m["tokens_before"], m["tokens_after"], digits=1),
-        _row("Ended by themselves, %", 100 * m["ended_before"], 100 * m["ended_after"], digits=1),
-        _row("Empty, %", 100 * m["empty_before"], 100 * m["empty_after"], digits=1),
+    references = [p.reference for p in result.pairs if p.reference is not None]
+    texts = ([p.before.prediction for p in result.pairs], [p.after.prediction for p in result.pairs], references)
+    rows = [_row("Reward, mean", m["reward_before"], m["reward_after"], m.get("reward_reference"))]
+    rows += [
+        _row(f"{judgement.name}, mean", m[f"{judgement.slug}_before"], m[f"{judgement.slug}_after"])
+        for judgement in result.judgements[1:]
+        if f"{judgement.slug}_after" in m
     ]
+    rows += [
+        _row(label, m[f"{name}_before"], m[f"{name}_after"], digits=digits)
+        for name, label, digits in _OVERLAPS
+        if f"{name}_after" in m
+    ]
+    rows += [
+        _row("Length, mean characters", *(fmean(map(len, found)) for found in texts if found), digits=1),
+        _row("Length, mean tokens", m["tokens_before"], m["tokens_after"], digits=1),
+    ]
+    if "ended_after" in m:
+        rows.append(_row("Ended by themselves, %", 100 * m["ended_before"], 100 * m["ended_after"], digits=1))
+    rows.append(_row("Empty, %", 100 * m["empty_before"], 100 * m["empty_after"], digits=1))
     caption = (
-        f"{_count(len(result.pairs), 'prompt')}; ROUGE (F measure) over those {len(result.reference):,} that have a "
-        "reference. "
-        f"{result.wins.wins:,} wins, {result.wins.losses:,} losses, {result.wins.ties:,} ties. "
-        "Rewards are in the reward model's own unit; only differences mean something."
+        f"{_count(len(result.pairs), 'prompt')}; ROUGE (F measure), BLEU and chrF (0 to 100) over those "
+        f"{len(references):,} that have a reference. Rewards are in the reward model's own unit; only differences mean "
+        "something."
     )
     return tiles(cards) + table(["", "before", "after", "change", "reference"], rows, caption)
+
+
+_OVERLAPS = (
+    ("rouge_1", "ROUGE-1", 3),
+    ("rouge_2", "ROUGE-2", 3),
+    ("rouge_l", "ROUGE-L", 3),
+    ("rouge_lsum", "ROUGE-Lsum", 3),
+    ("bleu", "BLEU", 1),
+    ("chrf", "chrF", 1),
+    ("bertscore", "BERTScore", 3),
+)
+
+
+def _judges(result: Evaluation) -> Markup:
+    rows = []
+    for judgement in result.judgements:
+        wins, controlled = judgement.wins, judgement.controlled
+        needed = result.metrics.get("rows_needed" if judgement is result.main else f"{judgement.slug}_rows_needed")
+        rows.append(
+            [
+                judgement.name,
+                _share(wins.rate, wins.low, wins.high),
+                _share(controlled.rate, controlled.low, controlled.high),
+                f"{wins.wins:,} / {wins.losses:,} / {wins.ties:,}",
+                None if needed is None else f"{needed:,.0f}",
+            ]
+        )
+    said = table(
+        ["judge", "win rate", "at equal lengths", "wins / losses / ties", "pairs needed"],
+        rows,
+        "The tuned model against the one before, with 95 % intervals. Ties count for nothing in the win rate. At equal "
+        "lengths: what is left of it once a logistic regression has taken away what the difference in length explains "
+        "(Dubois et al. 2024). Pairs needed: decided pairs that tell a win rate of this size from chance in four of "
+        "five experiments.",
+    )
+    if result.measures.strengths:
+        ranked = sorted(result.measures.strengths.items(), key=lambda item: -item[1].mean)
+        strengths = [[name, _signed(i.mean), f"{_signed(i.low)} to {_signed(i.high)}"] for name, i in ranked]
+        said += table(
+            ["", "strength", "95 % interval"],
+            strengths,
+            "Bradley-Terry strengths by the reward model, in log-odds around their mean: 1 more wins 73 % of pairs.",
+        )
+    return said
+
+
+def _share(rate: float | None, low: float | None, high: float | None) -> str | None:
+    return None if rate is None else f"{percent(rate)} ({percent(low)} to {percent(high)})"
+
+
+def _health(result: Evaluation) -> Markup:
+    before, after = result.measures.health_before, result.measures.health_after
+    rows = [
+        _row("Words, mean", before.words, after.words, digits=1),
+        _row("Empty, %", 100 * before.empty, 100 * after.empty, digits=1),
+        _row("Repeated 4-grams, %", 100 * before.repetition, 100 * after.repetition, digits=1),
+        _row("4-grams copied from the prompt, %", 100 * before.copied, 100 * after.copied, digits=1),
+        _row("Distinct words, %", 100 * before.distinct_1, 100 * after.distinct_1, digits=1),
+        _row("Distinct pairs of words, %", 100 * before.distinct_2, 100 * after.distinct_2, digits=1),
+        _row("Entropy of the words, bits", before.entropy, after.entropy, digits=2),
+    ]
+    if "ended_after" in result.metrics:
+        rows.insert(2, _row("Cut off, %", 100 * before.truncated, 100 * after.truncated, digits=1))
+    caption = (
+        "Of all completions together. A policy that found out what pleases a reward model says it again and again: "
+        "repetition rises, distinct words and entropy fall (Welleck et al. 2020, Li et al. 2016)."
+    )
+    return table(["", "before", "after", "change"], [row[:4] for row in rows], caption)
 
 
 def _row(label: str, before: float, after: float, reference: float | None = None, digits: int = 3) -> list[str | None]:
     values = [None if v is None else _minus(f"{v:.{digits}f}") for v in (before, after, reference)]
     return [label, values[0], values[1], _signed(after - before, digits), values[2]]
-
-
-def _texts(result: Evaluation) -> tuple[list[str], list[str], list[str]]:
-    return (
-        [p.before.prediction for p in result.pairs],
-        [p.after.prediction for p in result.pairs],
-        [p.reference for p in result.pairs if p.reference is not None],
-    )
 
 
 def _curves(config: EvaluatorConfig, logs: Mapping[str, Mapping[str, Series]]) -> Markup | None:
@@ -274,10 +376,11 @@ def _frontier(ppo: Mapping[str, Series]) -> Markup | None:
 
 
 def _rewards(result: Evaluation) -> Markup:
-    shown = {"before": result.before, "after": result.after, "reference": list(result.reference.values())}
+    main = result.main
+    shown = {"before": main.before, "after": main.after, "reference": list(main.reference.values())}
     shown = {label: values for label, values in shown.items() if values}
     means = ", ".join(f"{label} {_signed(fmean(values))}" for label, values in shown.items())
-    margins = [a - b for b, a in zip(result.before, result.after, strict=True)]
+    margins = [a - b for b, a in zip(main.before, main.after, strict=True)]
     return figures_row(
         [
             figure(
@@ -301,43 +404,57 @@ def _rewards(result: Evaluation) -> Markup:
 
 def _side_by_side(config: EvaluatorConfig, result: Evaluation) -> Markup:
     count = min(config.side_by_side_rows, len(result.pairs))
-    margins = [a - b for b, a in zip(result.before, result.after, strict=True)]
-    middle = median(margins)
-    chosen = random.Random(config.seed).sample(range(len(margins)), count)
-    chosen.sort(key=lambda row: (abs(margins[row] - middle), row))
-    how = (
-        f"{count:,} of {_count(len(result.pairs), 'prompt')}, drawn at random (seed {config.seed}), the most typical "
-        f"first: sorted by how close their change of reward is to the median of {_signed(middle)}. "
-        "The unusual ones, good and bad, stand at the end."
-    )
-    return paragraph(how) + comparisons([_comparison(config, result, row, margins[row]) for row in chosen])
+    chosen = sorted(random.Random(config.seed).sample(range(len(result.pairs)), count))
+    said = browser([_browsed(result, place) for place in chosen], digest=result.digest, seed=config.seed)
+    if count == len(result.pairs):
+        return said
+    how = f"{count:,} of {_count(len(result.pairs), 'prompt')}, drawn at random (seed {config.seed})."
+    return paragraph(how) + said
 
 
-def _comparison(config: EvaluatorConfig, result: Evaluation, row: int, margin: float) -> Comparison:
-    pair = result.pairs[row]
-    won = None if abs(margin) <= config.tie_margin else margin > 0
-    columns = [
-        ("Before", pair.before.prediction, _facts(pair.before, result.before[row], result.rouge_before.get(pair.id))),
-        ("After", pair.after.prediction, _facts(pair.after, result.after[row], result.rouge_after.get(pair.id))),
-    ]
+def _browsed(result: Evaluation, place: int) -> Row:
+    pair, main = result.pairs[place], result.main
+    before, after = main.before[place], main.after[place]
+    facts = {
+        "before": _facts(pair.before, before, result.measures.rouge_before.get(pair.id)),
+        "after": _facts(pair.after, after, result.measures.rouge_after.get(pair.id)),
+    }
     if pair.reference is not None:
-        columns.append(("Reference", pair.reference, f"reward {_signed(result.reference[pair.id])}"))
-    outcome = "tie" if won is None else ("after wins" if won else "before wins")
-    return Comparison(
-        title=f"Prompt {row + 1:,}",
+        facts["reference"] = f"reward {_signed(main.reference[pair.id])}"
+    scores = {judgement.name: _change(judgement, place) for judgement in result.judgements[1:]}
+    if result.measures.rouge_after:
+        change = None
+        if pair.reference is not None:
+            change = result.measures.rouge_after[pair.id] - result.measures.rouge_before[pair.id]
+        scores["ROUGE-L"] = change
+    scores["length"] = float(pair.after.tokens - pair.before.tokens)
+    return Row(
         id=pair.id,
-        outcome=f"{outcome}, {_signed(margin)}",
-        good=won,
         prompt=without_marks(pair.prompt),
-        columns=columns,
+        original=pair.original,
+        texts={"before": pair.before.prediction, "after": pair.after.prediction, "reference": pair.reference},
+        facts=facts,
+        margin=after - before,
+        outcome={1.0: "win", 0.5: "tie", 0.0: "loss", None: None}[main.outcomes[place]],
+        cut=pair.before.is_cut or pair.after.is_cut,
+        scores=scores,
     )
+
+
+def _change(judgement: Judgement, place: int) -> float | None:
+    """By which a judge finds the completion after better: in its scores, or as won and lost."""
+    if judgement.before is None or judgement.after is None:
+        outcome = judgement.outcomes[place]
+        return None if outcome is None else 2 * outcome - 1
+    before, after = judgement.before[place], judgement.after[place]
+    return None if before is None or after is None else after - before
 
 
 def _facts(prediction: Prediction, reward: float, rouge_l: float | None) -> str:
-    facts = [f"reward {_signed(reward)}", _count(prediction.tokens, "token")]
+    facts = [f"reward {_signed(reward)}", _count(prediction.tokens, "token" if prediction.finish_reason else "word")]
     if rouge_l is not None:
         facts.append(f"ROUGE-L {rouge_l:.2f}")
-    if prediction.finish_reason == "length":
+    if prediction.is_cut:
         facts.append("cut off")
     return " · ".join(facts)
 

@@ -4,6 +4,7 @@ Stiennon et al. 2020), so nothing is gated on it."""
 import math
 from dataclasses import dataclass
 
+from rlhf.evaluator.compare import Controlled, rows_needed
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.metrics import WinRate, percent
 
@@ -18,26 +19,41 @@ class Verdict:
 
 
 def decide(
-    config: EvaluatorConfig, win_rate: WinRate, kl: float | None, ended_before: float, ended_after: float
+    config: EvaluatorConfig,
+    win_rate: WinRate,
+    controlled: Controlled,
+    kl: float | None,
+    ended_before: float | None,
+    ended_after: float | None,
 ) -> Verdict:
     """Promote if no condition is violated.
 
     Args:
-        win_rate: Of the tuned model against the one before, by the reward model.
+        win_rate, controlled: Of the tuned model against the one before by the reward model, as it is, and as it would
+            be were all completions of a prompt equally long.
         kl: Nats per completion from the policy before tuning; None if it was not measured.
-        ended_before, ended_after: Shares of completions that ended by themselves.
+        ended_before, ended_after: Shares of completions that ended by themselves; None where nobody wrote it down.
     """
-    reasons = [_win_rate(config, win_rate), _kl(config, kl), _ended(config, ended_before, ended_after)]
+    reasons = [_win_rate(config, win_rate, controlled), _kl(config, kl), _ended(config, ended_before, ended_after)]
     promote = all(met is not False for met, _ in reasons)
     if win_rate.rate is None:
         headline = "The reward model scores the two models' completions alike, so there is nothing to promote."
+    elif controlled.rate is None:
+        headline = (
+            "The two models' completions differ in length everywhere alike, so that nobody can tell whether the one "
+            "wins by more than that."
+        )
     elif promote:
         headline = (
-            "By the reward model, the tuned model is better than the one before "
-            f"in {percent(win_rate.rate)} of the decided pairs."
+            "By the reward model, the tuned model is better than the one before: at equal lengths in "
+            f"{percent(controlled.rate)} of the pairs."
         )
     elif reasons[0][0]:
         headline = "By the reward model the tuned model is better, but it paid for that in a way that does not pass."
+    elif win_rate.low > config.min_win_rate:
+        headline = (
+            "By the reward model the tuned model wins more often, but not by more than its other length explains."
+        )
     elif win_rate.rate < 0.5:
         headline = "By the reward model, the tuned model is worse than the one before."
     else:
@@ -45,12 +61,20 @@ def decide(
     return Verdict(promote, headline, reasons)
 
 
-def _win_rate(config: EvaluatorConfig, win_rate: WinRate) -> tuple[bool, str]:
+def _win_rate(config: EvaluatorConfig, win_rate: WinRate, controlled: Controlled) -> tuple[bool, str]:
     if win_rate.low is None:
         return False, f"Win rate: {win_rate.in_words()}."
-    met = win_rate.low > config.min_win_rate
+    if controlled.low is None:
+        return False, f"Win rate: not known at equal lengths; as the lengths are: {win_rate.in_words()}."
+    met = controlled.low > config.min_win_rate
     side = "above" if met else "not above"
-    text = f"Win rate: {win_rate.in_words()}. The lower end is {side} {percent(config.min_win_rate)}."
+    text = (
+        f"Win rate: {percent(controlled.rate)} at equal lengths, 95\u00a0% interval {percent(controlled.low)} to "
+        f"{percent(controlled.high)}; the lower end is {side} {percent(config.min_win_rate)}. As the lengths are: "
+        f"{win_rate.in_words()}."
+    )
+    if not met and (needed := rows_needed(controlled.rate)) is not None and controlled.rate > config.min_win_rate:
+        text += f" To tell a win rate of this size from chance takes about {needed:,} decided pairs."
     return met, text
 
 
@@ -65,7 +89,9 @@ def _kl(config: EvaluatorConfig, kl: float | None) -> tuple[bool | None, str]:
     return met, text
 
 
-def _ended(config: EvaluatorConfig, before: float, after: float) -> tuple[bool, str]:
+def _ended(config: EvaluatorConfig, before: float | None, after: float | None) -> tuple[bool | None, str]:
+    if before is None or after is None:
+        return None, "Endings: not checked, because the predictions do not say which completions were cut off."
     # A hair's breadth for sums of floats: a fall of exactly the permitted two points is permitted.
     met = before - after <= config.max_ended_drop + 1e-9
     text = f"Endings: {percent(after)} of the completions end by themselves, {percent(before)} before tuning"

@@ -1,38 +1,62 @@
 """What samples completions: transformers' own `generate`, or vLLM where there is one and a GPU."""
 
+import gc
 import importlib.util
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 
-from rlhf.errors import ConfigError
-from rlhf.models.loading import Kind
+from rlhf.data.template import Template
+from rlhf.errors import ConfigError, ModelError
+from rlhf.models.batching import by_length
+from rlhf.models.loading import Kind, Source, kind_of, load_config, working_dtype
 from rlhf.models.policy import Policy
+from rlhf.progress import say
 from rlhf.training import processes
+
+Sampled = list[tuple[int, list[int]]]
+"""Completions as token ids, each after the place of its prompt."""
 
 
 class Engine(Protocol):
-    """Samples from a policy whose weights change."""
+    """Samples from a policy whose weights may change."""
 
     def follow(self) -> None:
         """Take over the policy's weights as they are now."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], draws: torch.Tensor, temperature: float) -> list[list[int]]:
-        """One completion a prompt.
+    def batches(self, prompts: Sequence[Sequence[int]], draws: torch.Tensor, temperature: float) -> Iterator[Sampled]:
+        """One completion a prompt, as they are done.
 
         Args:
             prompts: Token ids from `Policy.encode_prompt`.
             draws: (prompts, tokens of a completion at most) uniform in [0, 1), for an engine that takes its random
                 numbers from there.
+            temperature: 0 is greedy.
 
         Returns:
-            Token ids in the order of the prompts, each ending in EOS unless cut off.
+            Each prompt once; a completion ends in EOS unless it was cut off.
+
+        Raises:
+            ModelError: Memory does not do for one prompt.
         """
 
 
+def sample(
+    engine: Engine, prompts: Sequence[Sequence[int]], draws: torch.Tensor, temperature: float
+) -> list[list[int]]:
+    """Completions in the order of the prompts."""
+    found = dict(pair for batch in engine.batches(prompts, draws, temperature) for pair in batch)
+    return [found[place] for place in range(len(prompts))]
+
+
 class Transformers:
-    """`Policy.generate`: sorted by length, a batch at a time, each until all of its rows are done."""
+    """`Policy.generate`: sorted by length, a batch at a time, each until all of its rows are done.
+
+    Where memory runs out it goes on with half as many rows.
+    """
 
     def __init__(self, policy: Policy, tokens_at_once: int, dtype: torch.dtype = torch.float32, synced: bool = False):
         """
@@ -46,17 +70,50 @@ class Transformers:
     def follow(self) -> None:
         """The weights are the policy's own."""
 
-    def sample(self, prompts: Sequence[Sequence[int]], draws: torch.Tensor, temperature: float) -> list[list[int]]:
-        room, rows = draws.shape[1], None
+    def batches(self, prompts: Sequence[Sequence[int]], draws: torch.Tensor, temperature: float) -> Iterator[Sampled]:
+        lengths = [len(ids) + draws.shape[1] for ids in prompts]
         if self.synced:  # as many batches in every process
-            longest = max(processes.gather(max(map(len, prompts))))
-            rows = max(1, self.tokens_at_once // (longest + room))
-        device, options = self.policy.model.device.type, {"draws": draws, "synced": self.synced}
-        with torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32):
-            return self.policy.generate(prompts, room, temperature, rows, tokens_at_once=self.tokens_at_once, **options)
+            longest = max(processes.gather(max(lengths)))
+            waiting = by_length(lengths, sys.maxsize, max(1, self.tokens_at_once // longest))
+        else:
+            waiting = by_length(lengths, self.tokens_at_once)
+        while waiting:
+            rows = waiting[0]
+            completions = self._generate([prompts[i] for i in rows], draws[rows], temperature)
+            if completions is not None:
+                del waiting[0]
+                yield list(zip(rows, completions, strict=True))
+                continue
+            self._halve(len(rows), lengths[rows[-1]])
+            left = [i for batch in waiting for i in batch]
+            waiting = [[left[i] for i in each] for each in by_length([lengths[i] for i in left], self.tokens_at_once)]
+
+    def _generate(
+        self, prompts: list[Sequence[int]], draws: torch.Tensor, temperature: float
+    ) -> list[list[int]] | None:
+        """None where memory ran out."""
+        try:
+            with torch.autocast(self.policy.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                return self.policy.generate(prompts, draws.shape[1], temperature, draws=draws, synced=self.synced)
+        except RuntimeError as error:
+            # Processes that keep step cannot each take batches of their own size.
+            if self.synced or not should_reduce_batch_size(error):
+                raise
+            return None  # the error, which holds on to all that was computed, ends here
+
+    def _halve(self, rows: int, longest: int) -> None:
+        if rows == 1:
+            raise ModelError(
+                f"out of memory with one prompt and its completion, {longest:,} tokens; lower prompt_sequence_length "
+                "or target_sequence_length, or take a smaller model or a larger device"
+            )
+        self.tokens_at_once = rows // 2 * longest
+        gc.collect()
+        torch.cuda.empty_cache()
+        say("sampling", f"warning: out of memory with {rows:,} prompts at once; going on with {rows // 2:,}")
 
 
-def engine_of(
+def training_engine(
     wanted: str,
     policy: Policy,
     response_length: int,
@@ -65,7 +122,7 @@ def engine_of(
     dtype: torch.dtype,
     synced: bool = False,
 ) -> Engine:
-    """The engine of that name.
+    """The engine of that name, for a policy that is trained.
 
     Args:
         wanted: transformers, vllm, or auto for vLLM where it can be had.
@@ -74,21 +131,57 @@ def engine_of(
     Raises:
         ConfigError: vLLM is asked for and cannot be had.
     """
-    lacking = _why_no_vllm(policy)
-    if wanted == "vllm" and lacking:
-        raise ConfigError(f"engine: found 'vllm', but {lacking}; use 'transformers' or 'auto'")
-    if wanted == "transformers" or lacking:
+    if not takes_vllm(wanted, policy.kind):
         return Transformers(policy, tokens_at_once, dtype, synced)
     from rlhf.models.vllm import VLLM
 
     return VLLM(policy, response_length, temperature)
 
 
-def _why_no_vllm(policy: Policy) -> str:
+def inference_engine(
+    wanted: str, folder: str, template: Template, tokens_at_once: int, precision: str
+) -> tuple[Policy, Engine]:
+    """A model that is not trained meanwhile, and what samples from it.
+
+    Args:
+        wanted: transformers, vllm, or auto for vLLM where it can be had.
+        folder: Of a Model artifact, or any Hugging Face folder, id or short name.
+        tokens_at_once: As for `Transformers`.
+        precision: float32, bfloat16 or auto.
+
+    Raises:
+        ConfigError: vLLM is asked for and cannot be had.
+        ModelError: The model cannot be loaded, or cannot generate.
+    """
+    source = Source.of(folder)
+    if takes_vllm(wanted, kind_of(load_config(source.weights))):
+        from rlhf.models.vllm_inference import OfflineVLLM
+
+        policy = Policy.without_weights(folder, template)
+        return policy, OfflineVLLM(policy, source, working_dtype(precision, torch.device("cuda")))
+    policy = Policy.load(folder, template, merged=not source.in_4_bits)
+    if not source.in_4_bits:
+        policy.model.to(working_dtype(precision, policy.model.device))
+    return policy, Transformers(policy, tokens_at_once)
+
+
+def takes_vllm(wanted: str, kind: Kind) -> bool:
+    """Whether vLLM is what samples from a model of a kind.
+
+    Raises:
+        ConfigError: It is asked for and cannot be had.
+    """
+    lacking = _why_no_vllm(kind)
+    if wanted == "vllm" and lacking:
+        raise ConfigError(f"engine: found 'vllm', but {lacking}; use 'transformers' or 'auto'")
+    return wanted != "transformers" and not lacking
+
+
+def _why_no_vllm(kind: Kind) -> str:
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed"
     if not torch.cuda.is_available():
         return "there is no GPU"
-    if policy.kind is not Kind.CAUSAL:
-        return "the policy is an encoder-decoder, which vLLM does not serve"
+    if kind is not Kind.CAUSAL:
+        return "the model is an encoder-decoder, which vLLM does not serve"
     return ""

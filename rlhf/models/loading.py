@@ -199,6 +199,18 @@ def load_generator(path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: boo
     return _ready(model, tokenizer, in_4_bits)
 
 
+def empty_generator(path: str) -> PreTrainedModel:
+    """A causal or encoder-decoder language model that has its shapes, and no weights.
+
+    Raises:
+        ModelError: There is no model config at `path`.
+    """
+    config = load_config(path)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        return auto.from_config(config)
+
+
 def load_classifier(
     path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
@@ -280,3 +292,14 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model {path!r}: {auto.__name__} cannot load it ({reason})") from error
+
+
+def working_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """Of forward and backward passes over weights in float32.
+
+    Args:
+        wanted: float32, bfloat16, or auto for bfloat16 on a GPU that has it.
+    """
+    if wanted == "auto":
+        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return getattr(torch, wanted)

@@ -1,15 +1,13 @@
 """A language model that answers prompts: what it reads, how it samples, and the log-probabilities of what it said."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -19,9 +17,11 @@ from rlhf.models import adapting
 from rlhf.models.batching import by_length
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
+from rlhf.models.generation import RowProcessor, generate
 from rlhf.models.loading import (
     Kind,
     Source,
+    empty_generator,
     kind_of,
     load_config,
     load_generator,
@@ -73,6 +73,17 @@ class Policy:
         tokenizer = load_tokenizer(source.tokenizer)
         model = adapting.load(source, _base_loader(source, tokenizer), merged)
         return cls(model, tokenizer, source.card, template)
+
+    @classmethod
+    def without_weights(cls, folder: str | Path, template: Template) -> Self:
+        """What a model reads and says, for an engine that has weights of its own.
+
+        Raises:
+            ModelError: As in `load`, as far as there are no weights in it.
+        """
+        source = Source.of(folder)
+        tokenizer = load_tokenizer(source.tokenizer)
+        return cls(empty_generator(source.weights), tokenizer, source.card, template)
 
     @classmethod
     def to_train(cls, folder: str | Path, template: Template, config: TrainerConfig) -> tuple[Self, adapting.Trainee]:
@@ -129,9 +140,7 @@ class Policy:
         max_new_tokens: int,
         temperature: float,
         batch_size: int | None = None,
-        on_batch: Callable[[int, int], None] = lambda prompts, tokens: None,
         *,
-        tokens_at_once: int = sys.maxsize,
         draws: torch.Tensor | None = None,
         synced: bool = False,
     ) -> list[list[int]]:
@@ -139,9 +148,7 @@ class Policy:
 
         Args:
             prompts: Token ids from `encode_prompt`.
-            batch_size: Prompts at once, at most.
-            on_batch: Called after each batch with the prompts and tokens finished so far.
-            tokens_at_once: Tokens of a batch, padding and room for the completions included.
+            batch_size: Prompts at once, at most; None takes all.
             draws: (prompts, max_new_tokens) uniform in [0, 1): what is sampled depends on a prompt's own numbers alone,
                 and not on the batch that it is in. None draws them from torch's RNG.
             synced: Keep step with other processes that hold parts of the model.
@@ -156,33 +163,18 @@ class Policy:
             eos_token_id=self.eos,
             suppress_tokens=self.forbidden if self.forbidden and temperature == 0 else None,
             decoder_start_token_id=self.model.generation_config.decoder_start_token_id,
-            # Faster than one that grows, but autocast gives keys and values in types of their own.
-            cache_implementation=None if torch.is_autocast_enabled(self.model.device.type) else "static",
-            disable_compile=True,
         )
         completions: list[list[int]] = [[] for _ in prompts]
-        done = tokens = 0
         self.model.eval()
-        for rows in by_length([len(ids) + max_new_tokens for ids in prompts], tokens_at_once, batch_size):
+        for rows in by_length(list(map(len, prompts)), sys.maxsize, batch_size):
             ids, mask = pad_left([prompts[i] for i in rows], self.pad, self.model.device)
             begin = ids.shape[1] if self.kind is Kind.CAUSAL else 1  # past the prompt, or past decoder_start
-            sampling = []
-            if temperature > 0:
-                sampling = [Sampling(self, temperature, draws[rows].to(self.model.device), begin)]
+            sampling = [Sampling(self, temperature, draws[rows].to(ids.device), begin)] if temperature > 0 else []
             with torch.inference_mode(not synced):  # gathered weights are used in training too
-                output = self.model.generate(
-                    input_ids=ids,
-                    attention_mask=mask,
-                    generation_config=config,
-                    logits_processor=LogitsProcessorList(sampling),
-                    synced_gpus=synced,
-                )
-            for row, sampled in zip(rows, output[:, begin:].tolist(), strict=True):
+                output = generate(self.model, config, ids, mask, sampling, synced)
+            for row, sampled in zip(rows, output, strict=True):
                 ended = sampled.index(self.eos) + 1 if self.eos in sampled else len(sampled)
                 completions[row] = sampled[:ended]
-                tokens += ended
-            done += len(rows)
-            on_batch(done, tokens)
         return completions
 
     def tempered(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -194,7 +186,7 @@ class Policy:
         return logits.index_fill_(-1, self._forbidden, float("-inf"))
 
 
-class Sampling(LogitsProcessor):
+class Sampling(RowProcessor):
     """Samples by inverting the distribution function at numbers drawn beforehand; greedy search then takes the token.
 
     Args:
@@ -204,6 +196,9 @@ class Sampling(LogitsProcessor):
 
     def __init__(self, policy: Policy, temperature: float, draws: torch.Tensor, begin: int):
         self.policy, self.temperature, self.draws, self.begin = policy, temperature, draws.double(), begin
+
+    def of_rows(self, rows: torch.Tensor, hidden: int) -> "Sampling":
+        return Sampling(self.policy, self.temperature, self.draws[rows], self.begin - hidden)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         logits = self.policy.tempered(scores, self.temperature)

@@ -1,6 +1,6 @@
 """vLLM beside the policy on its GPU, through TRL's `VLLMGeneration`, no public API, which is imported here alone."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -38,8 +38,10 @@ class VLLM:
     def follow(self) -> None:
         self._generation.sync_weights()
 
-    def sample(self, prompts: Sequence[Sequence[int]], draws: torch.Tensor, temperature: float) -> list[list[int]]:
+    def batches(
+        self, prompts: Sequence[Sequence[int]], draws: torch.Tensor, temperature: float
+    ) -> Iterator[list[tuple[int, list[int]]]]:
         if temperature != self.temperature:
             raise ValueError(f"vLLM was made for the temperature {self.temperature:g}, not {temperature:g}")
         _, completions, _, _ = self._generation.generate([list(ids) for ids in prompts], None, 1)
-        return [list(ids) for ids in completions]
+        yield [(place, list(ids)) for place, ids in enumerate(completions)]

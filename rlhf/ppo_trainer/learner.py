@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from rlhf.errors import TrainingError
 from rlhf.models.batching import by_length
+from rlhf.models.draws import generator
 from rlhf.ppo_trainer import maths
 from rlhf.ppo_trainer.config import PPOTrainerConfig
 from rlhf.ppo_trainer.networks import Batch, Episode, Networks, chosen_log_probs
@@ -319,9 +319,3 @@ def rate_factor(config: PPOTrainerConfig, done: int) -> float:
     left = max(0.0, (config.train_steps - done) / max(1, config.train_steps - config.warmup_steps))
     factors = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1 + math.cos(math.pi * (1 - left)))}
     return factors[config.learning_rate_schedule]
-
-
-def generator(*numbers: int) -> torch.Generator:
-    """Random numbers that depend on these numbers alone."""
-    words = np.random.SeedSequence(numbers).generate_state(2, np.uint32).tolist()
-    return torch.Generator().manual_seed(words[0] << 32 | words[1])

@@ -15,11 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from rlhf.errors import Stopped, TrainingError
 from rlhf.metrics import late_mean, rouge
-from rlhf.models.engines import Engine, engine_of
+from rlhf.models import engines
+from rlhf.models.draws import generator
+from rlhf.models.engines import Engine, training_engine
 from rlhf.ppo_trainer import maths
 from rlhf.ppo_trainer.alarms import Alarm, Alarms
 from rlhf.ppo_trainer.config import PPOTrainerConfig
-from rlhf.ppo_trainer.learner import Learner, Rollout, generator
+from rlhf.ppo_trainer.learner import Learner, Rollout
 from rlhf.ppo_trainer.networks import Episode, Networks
 from rlhf.progress import Progress, say
 from rlhf.rewards.combined import Rewards, Scored
@@ -123,7 +125,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
     """
     policy = networks.policy
     learner = Learner(config, networks, run.response_length)
-    engine = engine_of(
+    engine = training_engine(
         config.engine,
         policy,
         run.response_length,
@@ -227,7 +229,7 @@ def sample(
     draws = torch.rand(len(prompts), response_length, generator=generator(*seed))
     count = processes.count()
     mine = [(processes.rank() + i * count) % len(prompts) for i in range(-(-len(prompts) // count))]
-    sampled = engine.sample([prompts[i].ids for i in mine], draws[mine], config.temperature)
+    sampled = engines.sample(engine, [prompts[i].ids for i in mine], draws[mine], config.temperature)
     return [ids for turn in zip(*processes.gather(sampled), strict=True) for ids in turn][: len(prompts)]
 
 

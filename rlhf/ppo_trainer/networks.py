@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf.errors import ModelError
 from rlhf.models import adapting
-from rlhf.models.loading import Kind
+from rlhf.models.loading import Kind, working_dtype
 from rlhf.models.policy import Policy, pad_right
 from rlhf.models.scoring import RewardModel
 from rlhf.ppo_trainer.config import PPOTrainerConfig
@@ -155,7 +155,7 @@ class Networks:
         self._continues_adapter = continues_adapter
         models = {"policy": self.base, "critic": self.critic, "reference": self._reference}
         self._trunks = {name: Trunk(model, policy.kind) for name, model in models.items() if model is not None}
-        self.dtype = _precision(config.precision, self.device)
+        self.dtype = working_dtype(config.precision, self.device)
         for model in filter(None, (policy.model, self.critic)):
             adapting.switch_dropout_off(model)
         self._require_plain_output()
@@ -280,12 +280,6 @@ class Networks:
 def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Log-probability of one token each: (tokens, vocabulary) and (tokens,) to (tokens,)."""
     return logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
-
-
-def _precision(wanted: str, device: torch.device) -> torch.dtype:
-    if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return getattr(torch, wanted)
 
 
 def _is_of_critic(name: str) -> bool:

@@ -45,7 +45,8 @@ def run(
 
     Returns:
         pairs, selection_pairs and held_out (counts), steps, best_step, skipped_steps, prompts_cut (share), score_shift,
-        and the measures of `findings.Findings.metrics`. Empty on all processes but the first.
+        score_lowest and score_highest (of a sample of what was trained on), and the measures of
+        `findings.Findings.metrics`. Empty on all processes but the first.
 
     Raises:
         ConfigError: Options do not fit each other or the model, or the checkpoint is another run's.
@@ -128,6 +129,7 @@ def run(
         "skipped_steps": state.skipped_steps,
         "prompts_cut": cut / len(rows),
         "score_shift": model.shift,
+        **_score_range(seen),
         **findings.metrics(),
     }
     tracker.scalars(
@@ -232,6 +234,12 @@ def _score_seen(model: Any, pairs: Sequence[Any], batch_size: int) -> list[tuple
     scored = model.score_encoded([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], batch_size)
     both = zip(scored[: len(pairs)], scored[len(pairs) :], strict=True)
     return [scores for scores in both if all(map(math.isfinite, scores))]
+
+
+def _score_range(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Between which scores lie those of what was trained on: beyond them nobody told the model what people prefer."""
+    scores = [score for pair in seen for score in pair]
+    return {"score_lowest": min(scores), "score_highest": max(scores)} if scores else {}
 
 
 def _fell(best: dict[str, float], now: dict[str, float], pairs: int) -> bool:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from rlhf.metrics import win_rate
+from rlhf.report.page import INVISIBLE
 from tests.browser.conftest import json_lines, row
 from tests.validation import options_that_pass, validate, written
 
@@ -187,6 +188,17 @@ def test_votes_are_exported_as_preferences_and_as_they_were_given(voter):
         assert (line["chosen"], line["rejected"]) == (texts[vote], texts[other])
 
 
+def test_replies_in_a_conversation_are_messages_as_trl_has_them(reader):
+    conversation = [{"role": "user", "content": "Hello."}]
+    reader.open([row(0, original=conversation, texts={"before": "one", "after": "two"})])
+    reader.vote_blind()
+    reader.click(f"[data-vote={'AB'[reader.sides().index('one')]}]")
+    replies = {
+        name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "one"), ("rejected", "two"))
+    }
+    assert json_lines(reader.downloaded("preferences").read_text()) == [{"prompt": conversation, **replies}]
+
+
 HARD = 'He said "\\no",\n\ttwice\u2028 \u202eback\u202c \x00\x1b 🎸 \U000e0041 </script> ]]> می\u200cخواهم'
 
 
@@ -204,6 +216,7 @@ def test_data_validation_takes_the_export_to_the_character(reader, tmp_path, sha
     reader.press("1" * 30)
     assert "all voted on" in reader.text("#browser-progress")
     exported = reader.downloaded("preferences")
+    assert not INVISIBLE.search(exported.read_text(encoding="utf-8"))  # escaped: it can be looked at first
 
     inputs = options_that_pass(tmp_path) | {"preference_dataset": str(exported), "suffix": ""}
     validate(inputs, tmp_path)

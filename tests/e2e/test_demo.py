@@ -95,14 +95,12 @@ def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(l
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     run(llama_demo, "rlhf.ppo_trainer", "--config", str(tmp_path / "job.yaml"))
-    predictions = [next(stages.glob(f"bulk-inference{end}/predictions")) for end in ("", "-2")]
     gold = gold_scores.measure(
         posts.load_gold(root / "gold"),
         preferences=root / "data/preferences.jsonl",
         scores=stages / "reward-trainer/scores",
         samples=tmp_path / "samples",
-        predictions_before=predictions[0],
-        predictions_after=predictions[1],
+        side_by_side=stages / "evaluator/side_by_side",
         one_fact_scores=root / "one_fact.jsonl",
     )
     assert gold.over_optimised

@@ -4,7 +4,6 @@ Each run must come through to a report that accounts for every row. What random 
 quality, so nothing here asks which way the verdict went.
 """
 
-import html
 import json
 import re
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pipelines import local, params
 from pipelines.placement.local import place
 from pipelines.rlhf import build
 from rlhf.data.store import read_dataset
+from tests.pages import browsed
 
 pytestmark = pytest.mark.slow
 VERTEX = {
@@ -109,16 +109,19 @@ class Elements(HTMLParser):
 
 
 def check_page(outputs: dict[str, Any], texts: list[str]) -> None:
-    """The report has a verdict, and shows `texts` as text."""
+    """The report has a verdict, and nothing in `texts` is markup of it; its browser shows them all."""
     page = Path(outputs["report"].path).read_text(encoding="utf-8")
     assert re.search(r">\s*(Promote|Hold)\s*<", page)
     elements = Elements(page)
-    assert not elements.names & {"script", "img", "iframe", "object", "embed", "link", "form"}
+    assert not elements.names & {"img", "iframe", "object", "embed", "link", "form"}
+    assert page.count("<script") == 2, "the browser's data and its code, which the page's policy knows by its digest"
     assert not [name for name in elements.attributes if name.startswith("on")]
     # What HTML would read as markup, with what stands around it, is in the page only escaped.
     marked = [match[0] for text in texts for match in re.finditer(r"[^\n<>&]{4,12}[<>&][^\n<>&]{4,12}", text)]
+    assert marked, "no text has markup: this checks nothing"
     assert not [piece for piece in marked if piece in page]
-    assert [piece for piece in marked if html.escape(piece) in page], "no such text is shown: this checks nothing"
+    shown = json.dumps(browsed(page), ensure_ascii=False)
+    assert not [piece for piece in marked if json.dumps(piece, ensure_ascii=False)[1:-1] not in shown]
 
 
 def check_run(outputs: dict[str, Any], evaluated: int) -> None:

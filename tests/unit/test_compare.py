@@ -279,6 +279,8 @@ def test_the_order_in_which_two_models_are_named_does_not_matter():
     first, second = bradley_terry(one, resamples=20), bradley_terry(other, resamples=20)
     for model in STRENGTHS:
         assert vars(second[model]) == pytest.approx(vars(first[model]), abs=2e-3)
+    few, turned = [("a", "b", 1.0)] * 3, [("a", "b", 1.0), ("b", "a", 0.0), ("a", "b", 1.0)]
+    assert bradley_terry(turned, resamples=5)["a"].low == pytest.approx(bradley_terry(few, resamples=5)["a"].low)
 
 
 def test_a_model_that_was_never_beaten_is_finite_and_not_sure_after_three_rows():

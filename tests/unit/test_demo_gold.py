@@ -105,7 +105,10 @@ def test_gold_joins_by_id_and_clean_accuracy_undoes_the_label_noise(tmp_path):
         preferences=write("preferences", [{"id": "a", "choice": 0}, {"id": "b", "choice": 0}]),
         scores=tmp_path / "scores",
         samples=write("samples", [{"update": 1, "id": "e1", "completion": "brother", "score": 0.5}]),
-        predictions_before=write("before", [{"id": "e1", "prediction": "brother"}, {"id": "e2", "prediction": ""}]),
+        side_by_side=write(
+            "side_by_side",
+            [{"id": "e1", "before": "brother", "after": "sister"}, {"id": "e2", "before": "", "after": "sold"}],
+        ),
         one_fact_scores=write(
             "one_fact",
             [
@@ -113,7 +116,6 @@ def test_gold_joins_by_id_and_clean_accuracy_undoes_the_label_noise(tmp_path):
                 for kind in (*posts.FACTS, one_fact.TEMPTATION)
             ],
         ),
-        predictions_after=write("after", [{"id": "e2", "prediction": "sold"}, {"id": "e1", "prediction": "sister"}]),
     )
     assert found.given.rate == 1.0
     assert found.best_possible == pytest.approx((0.97 + 0.8) / 2)

@@ -7,7 +7,7 @@ import torch
 
 from rlhf.errors import ConfigError
 from rlhf.models import engines
-from rlhf.models.engines import Transformers, engine_of
+from rlhf.models.engines import Transformers, sample, training_engine
 from rlhf.models.policy import Policy
 
 
@@ -17,7 +17,7 @@ def policy(llama_folder):
 
 
 def engine(wanted: str, policy: Policy) -> engines.Engine:
-    return engine_of(wanted, policy, 8, 0.7, 4096, torch.float32)
+    return training_engine(wanted, policy, 8, 0.7, 4096, torch.float32)
 
 
 def test_without_vllm_auto_is_transformers(policy, monkeypatch):
@@ -74,9 +74,9 @@ def test_vllm_is_asked_in_the_words_of_trls_interface(policy, monkeypatch):
     monkeypatch.setattr(vllm, "VLLMGeneration", Recorded)
     asked = vllm.VLLM(policy, 8, 0.7)
     asked.follow()
-    assert asked.sample([[3, 4], [3]], torch.rand(2, 8), 0.7) == [[5, 1], [5, 1]]
+    assert sample(asked, [[3, 4], [3]], torch.rand(2, 8), 0.7) == [[5, 1], [5, 1]]
     assert asked._generation.synced == 1
     assert asked._generation.options["max_completion_length"] == 8
     assert set(asked._generation.options["generation_kwargs"]["logit_bias"]) == set(policy.forbidden)
     with pytest.raises(ValueError, match="temperature"):
-        asked.sample([[3]], torch.rand(1, 8), 1.0)
+        sample(asked, [[3]], torch.rand(1, 8), 1.0)

@@ -9,11 +9,12 @@ import pytest
 
 from rlhf.data.store import write_dataset
 from rlhf.data.template import Template
-from rlhf.errors import ConfigError, DataError, ModelError
+from rlhf.errors import ConfigError, DataError, ModelError, TrainingError
 from rlhf.evaluator import EvaluatorConfig
 from rlhf.evaluator import stage as evaluator
+from rlhf.evaluator.compare import Controlled
 from rlhf.evaluator.verdict import decide
-from rlhf.metrics import win_rate
+from rlhf.metrics import WinRate, win_rate
 from rlhf.models.card import ModelCard
 
 TEMPLATE = Template(suffix="TL;DR:")
@@ -65,7 +66,8 @@ class Job:
             {"id": f"row-{i}", "prompt": f"the {noun} ran home", "reference": f"a {noun} ran home"}
             for i, noun in enumerate(["cat", "dog", "fish"] * 4)
         ]
-        self.before = self.predictions("the cat", "sft")
+        # As many letters, so that length explains nothing.
+        self.before = self.predictions("sleptsat homerun", "sft")
         self.after = self.predictions("a dog slept home", "tuned")
         self.logs: dict[str, str] = {}
 
@@ -105,6 +107,8 @@ class Job:
             evaluation=str(self.folder / "evaluation"),
             reward_model=str(self.reward_model),
             report=str(self.folder / "report.html"),
+            summary=str(self.folder / "summary.md"),
+            side_by_side=str(self.folder / "side_by_side.jsonl"),
             **self.logs,
         )
 
@@ -178,7 +182,7 @@ def test_a_reward_model_of_another_template_is_refused(job, tmp_path):
 
 
 def test_rouge_is_taken_against_the_human_reference_and_may_fall(scored):
-    scored.before = scored.predictions("a cat ran home", "sft")
+    scored.before = scored.predictions("a cat ran home........", "sft")
     scored.after = scored.predictions("fish slept the a a dog", "tuned")
     metrics = scored.run()
     # References: "a {cat, dog, fish} ran home". Before: 4/4 words right for a third of the rows, 3/4 for the others.
@@ -282,26 +286,55 @@ def test_a_trainer_that_was_skipped_has_no_curves(scored):
 @pytest.mark.parametrize(
     ("won", "kl", "ended", "promote", "reason"),
     [
-        (90, 3.0, (0.95, 0.96), True, "The lower end is above 50 %"),
-        (55, 3.0, (0.95, 0.96), False, "The lower end is not above 50 %"),
-        (10, 3.0, (0.95, 0.96), False, "The lower end is not above 50 %"),
+        (90, 3.0, (0.95, 0.96), True, "the lower end is above 50 %"),
+        (55, 3.0, (0.95, 0.96), False, "the lower end is not above 50 %"),
+        (55, 3.0, (0.95, 0.96), False, "To tell a win rate of this size from chance takes about 783 decided pairs"),
+        (10, 3.0, (0.95, 0.96), False, "the lower end is not above 50 %"),
         (90, 20.0, (0.95, 0.96), True, "within the limit of 20"),
         (90, 20.1, (0.95, 0.96), False, "above the limit of 20"),
         (90, float("nan"), (0.95, 0.96), False, "not finite"),
         (90, None, (0.95, 0.96), True, "KL: not checked"),
         (90, 3.0, (0.98, 0.96), True, "96.0 % of the completions end by themselves, 98.0 % before"),
         (90, 3.0, (0.95, 0.92), False, "a fall of more than 2 points is not allowed"),
+        (90, 3.0, (None, None), True, "Endings: not checked"),
     ],
 )
 def test_the_rule_promotes_or_holds_with_its_reason(won, kl, ended, promote, reason):
     wins = win_rate([0.0] * 100, [1.0] * won + [-1.0] * (100 - won))
-    verdict = decide(EvaluatorConfig(), wins, kl, *ended)
+    verdict = decide(EvaluatorConfig(), wins, as_it_is(wins), kl, *ended)
     assert verdict.promote is promote
     assert reason in " ".join(text for _, text in verdict.reasons).replace("\u00a0", " ")
 
 
+def as_it_is(wins: WinRate) -> Controlled:
+    """A win rate that length has nothing to do with."""
+    return Controlled(wins.rate, wins.low, wins.high, 0.0, wins.wins + wins.losses)
+
+
 def test_a_worse_model_is_called_worse():
-    assert "worse" in decide(EvaluatorConfig(), win_rate([1.0] * 9, [0.0] * 9), 1.0, 1.0, 1.0).headline
+    wins = win_rate([1.0] * 9, [0.0] * 9)
+    assert "worse" in decide(EvaluatorConfig(), wins, as_it_is(wins), 1.0, 1.0, 1.0).headline
+
+
+def test_a_model_that_wins_by_length_alone_is_held():
+    wins = win_rate([0.0] * 100, [1.0] * 80 + [-1.0] * 20)
+    verdict = decide(EvaluatorConfig(), wins, Controlled(0.52, 0.44, 0.61, 1.5, 100), 1.0, 1.0, 1.0)
+    assert not verdict.promote
+    assert "not by more than its other length explains" in verdict.headline
+
+
+def test_where_one_is_always_longer_nothing_is_promoted(scored):
+    scored.before = scored.predictions("the cat", "sft")
+    metrics = scored.run()
+    assert (metrics["wins"], metrics["promote"]) == (12, 0.0)
+    assert "win_rate_controlled" not in metrics
+    assert "nobody can tell whether the one wins by more than that" in scored.report
+
+
+def test_one_won_pair_promotes_nothing(scored):
+    scored.rows, scored.before, scored.after = scored.rows[:1], scored.before[:1], scored.after[:1]
+    metrics = scored.run()
+    assert (metrics["wins"], metrics["promote"]) == (1, 0.0)
 
 
 # Inputs that do not fit
@@ -313,7 +346,7 @@ def test_predictions_that_do_not_pair_up_are_counted_and_named(scored):
     with pytest.raises(DataError) as caught:
         scored.run()
     message = str(caught.value)
-    assert "9 ids are in all three" in message
+    assert "9 ids are in all of them" in message
     assert "predictions_after lacks 3 ('row-1', 'row-2', 'stranger')" in message
     assert "predictions_before lacks 1 ('row-0')" in message
     assert "evaluation lacks 1 ('stranger')" in message
@@ -373,28 +406,134 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_row(scored, monke
 # The page
 
 
-def test_texts_are_shown_as_text(scored):
+def test_texts_are_no_markup_of_the_page(scored):
     scored.after[2]["prediction"] = "<script>alert(1)</script> \u202eevil \x07 \u2028 next"
+    scored.before[2]["model"] = "<img src=x onerror=alert(1)>"
     scored.run()
     html = (scored.folder / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in html
+    assert "alert(1)</script>" not in html
+    assert "<img" not in html
     assert "\u202e" not in html
-    assert "<script>alert(1)</script> ⟨U+202E⟩evil ⟨U+0007⟩ ⟨U+2028⟩ next" in scored.report
 
 
-def test_side_by_side_shows_a_seeded_choice_the_most_typical_first(scored):
-    for i, row in enumerate(scored.after):
-        row["prediction"] = " ".join(["dog"] * (3 + i))  # changes of reward: 1 to 12, median 6.5
+def test_of_many_rows_the_browser_has_a_seeded_choice(scored):
+    def said(**options: Any) -> str:
+        scored.run(**options)
+        return scored.report
 
-    def shown(seed: int) -> list[int]:
-        scored.run(side_by_side_rows=5, seed=seed)
-        return [int(part.split(" ")[0]) for part in scored.report.split("row-")[1:]]
+    assert "5 of 12 prompts, drawn at random (seed 3)" in said(side_by_side_rows=5, seed=3)
+    assert "drawn at random" not in said()
 
-    rows = shown(seed=3)
-    assert len(rows) == 5
-    assert [abs(row + 1 - 6.5) for row in rows] == sorted(abs(row + 1 - 6.5) for row in rows)
-    assert shown(seed=3) == rows
-    assert shown(seed=4) != rows
+
+def test_rows_are_written_side_by_side(scored):
+    scored.rows[1]["reference"] = None
+    scored.run()
+    rows = [json.loads(line) for line in (scored.folder / "side_by_side.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [row["id"] for row in scored.rows]
+    assert rows[0]["outcomes"] == {"reward model": 1.0}
+    assert rows[0]["scores"] == {"reward model": [2.0, 4.0, 4.0]}
+    assert rows[1]["scores"]["reward model"][2] is None
+
+
+def test_the_summary_says_the_verdict_and_cannot_be_broken_by_a_name(scored):
+    scored.run()
+    text = (scored.folder / "summary.md").read_text(encoding="utf-8")
+    assert text.startswith("# Promote\n")
+    assert "| reward model | 100\u00a0%" in text
+
+
+# Further judges
+
+
+GRADER = """
+def dogs(prompts, completions, reference, **columns):
+    return [None if "fish" in (r or "") else float("dog" in c) for c, r in zip(completions, reference)]
+"""
+
+
+def test_a_grader_judges_beside_the_reward_model(scored):
+    place = scored.folder / "grader.py"
+    place.write_text(GRADER)
+    metrics = scored.run(graders=[{"function": f"{place}:dogs"}])
+    assert (metrics["dogs_wins"], metrics["dogs_not_judged"]) == (8, 4)
+    assert (metrics["dogs_before"], metrics["dogs_after"]) == (0.0, 1.0)
+    assert "dogs" in scored.report
+
+
+def test_a_grader_that_fails_is_named(scored):
+    place = scored.folder / "grader.py"
+    place.write_text("def bad(prompts, completions, **columns):\n    raise KeyError('no such word')\n")
+    with pytest.raises(TrainingError, match=r"bad.*KeyError"):
+        scored.run(graders=[{"function": f"{place}:bad"}])
+
+
+def test_further_models_are_ranked(scored):
+    other = scored.predictions("a dog slept home and sat", "third")
+    path = scored.folder / "third.jsonl"
+    path.write_text("\n".join(map(json.dumps, other)))
+    scored.run(others={"third": str(path)})
+    strengths = (scored.folder / "report.html").read_text(encoding="utf-8").split("Bradley-Terry")[1]
+    places = [strengths.index(f">{name}<") for name in ("third", "after", "before")]
+    assert places == sorted(places)
+
+
+# Predictions of the closed Vertex pipeline
+
+
+def vertex_lines(job: "Job", text: str, nested: bool) -> list[dict[str, Any]]:
+    prompts = [f"Summarize in less than 50 words.\n\n\n{row['prompt']} [summary]: " for row in job.rows]
+    if nested:
+        inputs = [{"inputs_pretokenized": prompt, "targets_pretokenized": ""} for prompt in prompts]
+        return [{"inputs": each, "prediction": text} for each in inputs]
+    return [{"input_text": row["prompt"], "prediction": text} for row in job.rows]
+
+
+def test_predictions_of_the_old_pipeline_are_joined_by_position(scored):
+    scored.before = vertex_lines(scored, "the cat", nested=False)
+    scored.after = vertex_lines(scored, "a dog slept home", nested=True)
+    metrics = scored.run()
+    assert (metrics["wins"], metrics["tokens_before"]) == (12, 2.0)
+    assert "ended_after" not in metrics
+    assert "Endings: not checked" in scored.report
+
+
+def test_predictions_of_the_old_pipeline_in_another_order_are_refused(scored):
+    scored.rows = [
+        {"id": f"row-{i}", "prompt": f"{noun} likes {verb} when home", "reference": "a"}
+        for i, (noun, verb) in enumerate([("bob", "tea"), ("ann", "rice"), ("zoe", "figs")])
+    ]
+    scored.before = vertex_lines(scored, "the cat", nested=False)
+    scored.after = [
+        {"input_text": "nothing of the kind at all", "prediction": "x"},
+        *vertex_lines(scored, "a dog", nested=False)[1:],
+    ]
+    with pytest.raises(DataError, match=r"predictions_after: .* 1 of 3 were made for another prompt .*'row-0'"):
+        scored.run()
+
+
+def test_predictions_without_ids_that_are_fewer_are_counted(scored):
+    scored.after = vertex_lines(scored, "a dog", nested=True)[:-2]
+    with pytest.raises(DataError, match="predictions_after: 10 predictions without ids, the evaluation dataset has 12"):
+        scored.run()
+
+
+def test_several_samples_of_a_prompt_are_refused(scored):
+    scored.after += [{**row, "sample": 1} for row in scored.after]
+    with pytest.raises(DataError, match="found 2 samples of a prompt, expected one"):
+        scored.run()
+
+
+def test_shards_are_read_one_after_the_other(scored):
+    whole = scored.run()
+    lines = (scored.folder / "after.jsonl").read_text().splitlines()
+    parts = [scored.folder / "after-0.jsonl", scored.folder / "after-1.jsonl"]
+    parts[0].write_text("\n".join(lines[:5]))
+    parts[1].write_text("\n".join(lines[5:]))
+    pairs, _ = evaluator.read_pairs(scored.folder / "before.jsonl", parts, scored.folder / "evaluation")
+    assert len(pairs) == whole["rows"]
+
+
+# How the page is made
 
 
 def test_the_page_has_its_sections_in_reading_order(scored):
@@ -402,7 +541,8 @@ def test_the_page_has_its_sections_in_reading_order(scored):
     scored.run()
     html = (scored.folder / "report.html").read_text(encoding="utf-8")
     order = [
-        html.index(f'<section id="{name}"') for name in ("verdict", "numbers", "training", "rewards", "side-by-side")
+        html.index(f'<section id="{name}"')
+        for name in ("verdict", "numbers", "judges", "training", "rewards", "health", "side-by-side")
     ]
     assert order == sorted(order)
     assert "Promote" in scored.report

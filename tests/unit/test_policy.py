@@ -6,6 +6,7 @@ import torch
 from rlhf.data.chat import mark
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
+from rlhf.models import generation
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import load_tokenizer
@@ -203,3 +204,40 @@ def test_an_over_long_chat_is_cut_to_the_models_tokens(chat_folder):
     assert cut
     assert 30 <= policy.count_tokens(text) <= 40
     assert text.endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_rows_that_are_done_leave_the_batch_and_change_nothing(policy, monkeypatch):
+    texts = [" ".join(PROMPTS[i % 3].split()[: 2 + i % 7]) for i in range(24)]
+    prompts = [policy.encode_prompt(text) for text in texts]
+    draws = torch.rand(24, 80, generator=torch.Generator().manual_seed(0))
+    sizes: list[int] = []
+    policy.model.register_forward_hook(lambda module, inputs, output: sizes.append(len(output.logits)))
+    found = []
+    for share in (0.0, 0.75, 0.99):
+        monkeypatch.setattr(generation, "WORTH_DROPPING", share)
+        sizes.clear()
+        found.append(policy.generate(prompts, 80, 5.0, draws=draws))
+        assert (min(sizes) < 24) == (share > 0)
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_prompt_read_in_parts_is_the_same_prompt(policy, monkeypatch):
+    prompts = [policy.encode_prompt(text * 3) for text in PROMPTS]
+    whole = policy.generate(prompts, 12, 0.0)
+    monkeypatch.setitem(generation.PROMPT_TOKENS_AT_ONCE, "cpu", 1)
+    assert policy.generate(prompts, 12, 0.0) == whole
+
+
+def test_a_cache_with_room_holds_what_the_usual_one_holds():
+    from transformers.cache_utils import DynamicLayer
+
+    ours, usual = generation.RoomyLayer(), DynamicLayer()
+    draw = torch.Generator().manual_seed(0)
+    for length in (5, 1, 1, 2 * generation.GROWTH, 1):
+        new = [torch.rand(4, 2, length, 8, generator=draw) for _ in range(2)]
+        for held, expected in zip(ours.update(*new), usual.update(*new), strict=True):
+            assert torch.equal(held, expected)
+        if length == 1:
+            for layer in (ours, usual):
+                layer.batch_select_indices(torch.tensor([3, 0, 1, 2]))
+    assert ours.get_seq_length() == usual.get_seq_length()

@@ -1,0 +1,121 @@
+"""Completions as they come, kept so that who starts again generates none of them twice.
+
+    <uri>/job.json            what is generated: a journal of something else is refused
+    <uri>/part-000000.jsonl   lines, each with the place of its row; never written to again
+
+A part that a killed writer left short ends in half a line, which is not read.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rlhf.data.file_systems import file_system, redacted
+from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.training.checkpoints import raise_if_full
+
+_JOB = "job.json"
+
+Line = dict[str, Any]
+
+
+class Journal:
+    """The lines of one job by place.
+
+    Args:
+        uri: Folder or URI; nothing else may be kept there.
+        job: What makes the job this job.
+
+    Raises:
+        ConfigError: The URI cannot be used, or holds another job's lines.
+        DataError: The store cannot be read.
+    """
+
+    def __init__(self, uri: str, job: Mapping[str, Any]):
+        self.uri = uri.rstrip("/")
+        self.lines: dict[int, Line] = {}
+        self._parts = 0
+        try:
+            self._fs, self._folder = file_system(self.uri)
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"checkpoint_dir {redacted(uri)!r}: {' '.join(str(error).split())}; expected a folder or a URI such as "
+                "gs://bucket/folder"
+            ) from error
+        job = json.loads(json.dumps(dict(job)))
+        with self._told("read", DataError):
+            self._fs.invalidate_cache()
+            names = self._names()
+            if _JOB in names:
+                self._require_same(self._load_job(), job)
+                for name in sorted(name for name in names if name.startswith("part-")):
+                    self._read(name)
+                    self._parts = int(name[len("part-") : -len(".jsonl")]) + 1
+        with self._told("written", TrainingError):
+            self._fs.makedirs(self._folder, exist_ok=True)
+            self._fs.pipe_file(f"{self._folder}/{_JOB}", json.dumps(job).encode())
+
+    def write(self, lines: Mapping[int, Line]) -> None:
+        """Keep lines by place.
+
+        Raises:
+            TrainingError: There is no room, or the store cannot be written.
+        """
+        text = "".join(json.dumps({"place": place, **line}, ensure_ascii=False) + "\n" for place, line in lines.items())
+        with self._told("written", TrainingError):
+            self._fs.pipe_file(f"{self._folder}/part-{self._parts:06d}.jsonl", text.encode())
+        self._parts += 1
+        self.lines.update(lines)
+
+    def remove(self) -> None:
+        """Delete what is kept: the job is done."""
+        with self._told("cleared", TrainingError):
+            self._fs.rm(self._folder, recursive=True)
+
+    def _names(self) -> Sequence[str]:
+        try:
+            return [str(name).rstrip("/").rpartition("/")[2] for name in self._fs.ls(self._folder, detail=False)]
+        except FileNotFoundError:
+            return []
+
+    def _load_job(self) -> Any:
+        try:
+            return json.loads(self._fs.cat_file(f"{self._folder}/{_JOB}"))
+        except ValueError:  # cut short, when no part had been written
+            return None
+
+    def _require_same(self, found: Any, job: Mapping[str, Any]) -> None:
+        if found is None:
+            return
+        found = found if isinstance(found, dict) else {}
+        names = sorted(name for name in found.keys() | job.keys() if found.get(name) != job.get(name))
+        if names:
+            differences = "; ".join(f"{name}: {found.get(name)!r} there, {job.get(name)!r} now" for name in names)
+            raise ConfigError(
+                f"{redacted(self.uri)!r}: holds completions of another run ({differences}); give every run a "
+                "checkpoint_dir of its own, or clear this one to start anew"
+            )
+
+    def _read(self, name: str) -> None:
+        for text in self._fs.cat_file(f"{self._folder}/{name}").decode(errors="replace").split("\n"):
+            try:
+                line = json.loads(text)
+                self.lines[line.pop("place")] = line
+            except ValueError:
+                return  # the end, or where a killed writer left off
+
+    @contextlib.contextmanager
+    def _told(self, what: str, kind: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:  # each store's client has exceptions of its own
+            where = f"completions kept in {redacted(self.uri)!r}"
+            raise_if_full(error, where)
+            reason = redacted(" ".join(str(error).split()))
+            raise kind(
+                f"{where}: cannot be {what} ({type(error).__name__}: {reason}); give a checkpoint_dir that this "
+                "machine may write to"
+            ) from error

@@ -1,0 +1,177 @@
+"""Who says which of two completions is better, and what comes of it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rlhf.data.template import Template
+from rlhf.errors import ModelError
+from rlhf.evaluator.compare import Controlled, length_controlled, outcomes_of
+from rlhf.evaluator.config import EvaluatorConfig
+from rlhf.evaluator.judge import judge
+from rlhf.evaluator.pairs import Pair
+from rlhf.metrics import WinRate, win_rate_of
+from rlhf.models.card import ModelCard
+from rlhf.progress import Progress
+
+if TYPE_CHECKING:
+    from rlhf.models.scoring import RewardModel
+
+STAGE = "evaluator"
+REWARD_MODEL = "reward model"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one judge makes of the completions before and after."""
+
+    name: str
+    outcomes: Sequence[float | None]
+    """By position: 1 where after wins, 0.5 for a tie, 0 where before wins, None where nobody judged."""
+    wins: WinRate
+    controlled: Controlled
+    before: Sequence[float | None] | None = None
+    after: Sequence[float | None] | None = None
+    """Scores by position, where the judge gives scores."""
+    reference: Mapping[str, float] = field(default_factory=dict)
+    """Scores of the references by id."""
+    others: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Scores of further models by name."""
+    remarks: Sequence[str] = ()
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a metric's."""
+        return "".join(c if c.isalnum() else "_" for c in self.name.lower())
+
+
+def by_reward_model(
+    config: EvaluatorConfig, pairs: Sequence[Pair], folder: str, template: Template
+) -> tuple[Judgement, ModelCard | None]:
+    """The reward model's judgement, of references and further models too.
+
+    Raises:
+        ModelError: The model cannot be loaded, was trained with another template, or gives a score that is not finite.
+    """
+    from rlhf.models.loading import prepare_torch
+    from rlhf.models.scoring import RewardModel
+
+    prepare_torch(config.seed)
+    model = RewardModel.load(folder, template)
+    if model.card is not None and model.card.template_digest not in ("", template.digest):
+        raise ModelError(
+            f"reward_model {folder}: trained with template {model.card.template_digest}, the evaluation dataset has "
+            f"{template.digest}; use the reward model that was trained on this run's data"
+        )
+    texts = {"before": [p.before.prediction for p in pairs], "after": [p.after.prediction for p in pairs]}
+    with_reference = [p for p in pairs if p.reference is not None]
+    texts |= {name: [p.others[name].prediction for p in pairs] for name in pairs[0].others}
+    rows = [(p, text) for found in texts.values() for p, text in zip(pairs, found, strict=True)]
+    rows += [(p, p.reference) for p in with_reference]
+    try:
+        with Progress(STAGE, len(rows), unit="completion") as progress:
+            scores = model.score(
+                [p.prompt for p, _ in rows], [text for _, text in rows], config.batch_size, progress.update
+            )
+    except ModelError as error:
+        raise ModelError(f"{error}; the first such row has id {_first_that_fails(model, rows)!r}") from error
+    bad = [p.id for (p, _), score in zip(rows, scores, strict=True) if not math.isfinite(score)]
+    if bad:
+        raise ModelError(
+            f"reward_model {folder}: {len(bad):,} of {len(scores):,} scores are not finite, the first for id "
+            f"{bad[0]!r}; the model's weights are damaged or its training diverged"
+        )
+    parts = {name: scores[i * len(pairs) : (i + 1) * len(pairs)] for i, name in enumerate(texts)}
+    references = scores[len(texts) * len(pairs) :]
+    judgement = _by_scores(
+        REWARD_MODEL,
+        config,
+        pairs,
+        parts.pop("before"),
+        parts.pop("after"),
+        reference=dict(zip((p.id for p in with_reference), references, strict=True)),
+        others=parts,
+        tie_margin=config.tie_margin,
+    )
+    return judgement, model.card
+
+
+def by_graders(config: EvaluatorConfig, pairs: Sequence[Pair]) -> list[Judgement]:
+    """Judgements of the functions that the options name.
+
+    Raises:
+        ConfigError: One cannot be loaded.
+        TrainingError: One raises, hangs or does not return a grade for each completion.
+    """
+    from rlhf.rewards.functions import FunctionReward
+
+    found = []
+    for grader in config.graders:
+        columns = {"id": [p.id for p in pairs], "reference": [p.reference for p in pairs]}
+        prompts = [p.original for p in pairs]
+        with closing(FunctionReward(grader)) as function:
+            before = function.grade(prompts, [p.before.prediction for p in pairs], columns)
+            after = function.grade(prompts, [p.after.prediction for p in pairs], columns)
+        found.append(_by_scores(grader.name, config, pairs, before, after))
+    return found
+
+
+def by_language_model(config: EvaluatorConfig, pairs: Sequence[Pair]) -> Judgement:
+    """The judge's, asked about both orders of each pair.
+
+    Raises:
+        ConfigError: The endpoint or its key cannot be used.
+        DataError: Too many pairs could not be judged.
+    """
+    with Progress(STAGE, min(len(pairs), config.judge.max_rows), unit="pair") as progress:
+        judged = judge(
+            config.judge,
+            [p.prompt for p in pairs],
+            [p.before.prediction for p in pairs],
+            [p.after.prediction for p in pairs],
+            progress.update,
+        )
+    unjudged = sum(outcome is None for outcome in judged.outcomes)
+    remarks = []
+    if judged.disagreed:
+        remarks.append(
+            f"{judged.disagreed:,} of {len(pairs):,} pairs were judged the other way round when the two completions "
+            "were shown in the other order; they count as ties."
+        )
+    if unjudged:
+        causes = ", ".join(f"{cause}: {count:,}" for cause, count in sorted(judged.failures.items()))
+        remarks.append(f"{unjudged:,} pairs were not judged ({causes or 'not asked'}) and count for nothing.")
+    return _judgement(f"judge {config.judge.model}", config, pairs, judged.outcomes, remarks=remarks)
+
+
+def _first_that_fails(model: "RewardModel", rows: Sequence[tuple[Pair, str]]) -> str | None:
+    for pair, text in rows:
+        try:
+            model.encode(pair.prompt, text)
+        except ModelError:
+            return pair.id
+    return None
+
+
+def _by_scores(
+    name: str,
+    config: EvaluatorConfig,
+    pairs: Sequence[Pair],
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    tie_margin: float = 0.0,
+    **more: Mapping,
+) -> Judgement:
+    known = [[math.nan if score is None else score for score in scores] for scores in (before, after)]
+    outcomes = outcomes_of(*known, tie_margin)
+    return _judgement(name, config, pairs, outcomes, before=before, after=after, **more)
+
+
+def _judgement(
+    name: str, config: EvaluatorConfig, pairs: Sequence[Pair], outcomes: Sequence[float | None], **more
+) -> Judgement:
+    lengths = ([len(p.before.prediction) for p in pairs], [len(p.after.prediction) for p in pairs])
+    controlled = length_controlled(outcomes, *lengths, seed=config.seed)
+    return Judgement(name, outcomes, win_rate_of(outcomes), controlled, **more)
