@@ -30,7 +30,6 @@ from rlhf.report.page import (
     verdict,
 )
 
-LENGTH_MATTERS = 0.2  # relative change of the mean length that is worth a remark
 BEYOND_MATTERS = 0.05  # share of completions whose reward is outside what the reward model was trained on
 
 Series = Sequence[tuple[int, float]]
@@ -92,30 +91,9 @@ class Remark:
 
 
 def remarks(result: Evaluation) -> list[Remark]:
-    m, measures = result.metrics, result.measures
-    said = []
+    measures = result.measures
+    said: list[Remark] = []
     said += _prompt_sensitivity(result.logs["reward"])
-    reward_change = m["reward_after"] - m["reward_before"]
-    if "rouge_l_after" in m and m["rouge_l_after"] < m["rouge_l_before"] and reward_change > 0:
-        said.append(
-            Remark(
-                f"ROUGE-L against the references fell from {m['rouge_l_before']:.3f} to {m['rouge_l_after']:.3f} while "
-                f"the reward rose by {reward_change:.2f}. The two often part ways when a model is tuned on "
-                "preferences, so ROUGE does not decide here; read the texts side by side for what was lost.",
-                warning=True,
-            )
-        )
-    growth = m["tokens_after"] / m["tokens_before"] - 1 if m["tokens_before"] else 0.0
-    if abs(growth) > LENGTH_MATTERS:
-        controlled = result.main.controlled.rate
-        at_equal = "" if controlled is None else f" At equal lengths the win rate would be {percent(controlled)}."
-        said.append(
-            Remark(
-                f"Completions became {percent(abs(growth))} {'longer' if growth > 0 else 'shorter'} "
-                f"({m['tokens_before']:.1f} to {m['tokens_after']:.1f} tokens on average).{at_equal}",
-                warning=True,
-            )
-        )
     said += _beyond(result)
     said += [Remark(text, warning=True) for text in health.disagreements(_changes(result))]
     said += [Remark(text, warning) for text, warning in health.remarks(measures.health_before, measures.health_after)]
@@ -145,8 +123,8 @@ def _beyond(result: Evaluation) -> list[Remark]:
     before, after = result.measures.beyond
     text = (
         f"{percent(after.rate)} of the tuned model's completions, and {percent(before.rate)} of those before, are "
-        "scored outside the range of scores that the reward model gave to what it was trained on: there nobody has told "
-        "it what people prefer."
+        "scored outside the range of scores that the reward model gave to what it was trained on: there nobody has "
+        "told it what people prefer."
     )
     return [Remark(text, warning=after.rate > BEYOND_MATTERS)]
 
@@ -274,17 +252,20 @@ def _share(rate: float | None, low: float | None, high: float | None) -> str | N
 
 def _health(result: Evaluation) -> Markup:
     before, after = result.measures.health_before, result.measures.health_after
-    rows = [
-        _row("Words, mean", before.words, after.words, digits=1),
-        _row("Empty, %", 100 * before.empty, 100 * after.empty, digits=1),
-        _row("Repeated 4-grams, %", 100 * before.repetition, 100 * after.repetition, digits=1),
-        _row("4-grams copied from the prompt, %", 100 * before.copied, 100 * after.copied, digits=1),
-        _row("Distinct words, %", 100 * before.distinct_1, 100 * after.distinct_1, digits=1),
-        _row("Distinct pairs of words, %", 100 * before.distinct_2, 100 * after.distinct_2, digits=1),
-        _row("Entropy of the words, bits", before.entropy, after.entropy, digits=2),
-    ]
+    rows = [_row("Words, mean", before.words, after.words, digits=1)]
     if "ended_after" in result.metrics:
-        rows.insert(2, _row("Cut off, %", 100 * before.truncated, 100 * after.truncated, digits=1))
+        rows.append(_row("Cut off, %", 100 * before.truncated, 100 * after.truncated, digits=1))
+    for name, label in (
+        ("empty", "Empty, %"),
+        ("repetition", "Repeated 4-grams, %"),
+        ("copied", "4-grams copied from the prompt, %"),
+        ("distinct_1", "Distinct words, %"),
+        ("distinct_2", "Distinct pairs of words, %"),
+    ):
+        shares = getattr(before, name), getattr(after, name)
+        if None not in shares:
+            rows.append(_row(label, *(100 * share for share in shares), digits=1))
+    rows.append(_row("Entropy of the words, bits", before.entropy, after.entropy, digits=2))
     caption = (
         "Of all completions together. A policy that found out what pleases a reward model says it again and again: "
         "repetition rises, distinct words and entropy fall (Welleck et al. 2020, Li et al. 2016)."
