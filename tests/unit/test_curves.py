@@ -86,12 +86,18 @@ def test_what_one_run_alone_logged_is_folded_away(tmp_path):
 
 
 def test_a_run_keeps_its_colour_where_another_lacks_the_tag(tmp_path):
-    write_events(tmp_path / "a", {"reward": RISING})
-    write_events(tmp_path / "b", {"reward": RISING, "kl_loss": RISING})
+    write_events(tmp_path / "a", {"reward": RISING, "kl_loss": RISING})
+    write_events(tmp_path / "b", {"reward": RISING})
     both, alone = (f for f in rendered(str(tmp_path / "a"), str(tmp_path / "b")).split("<figure>")[1:])
     assert set(re.findall(r"--s\d", both)) == {"--s1", "--s2"}
-    assert set(re.findall(r"--s\d", alone)) == {"--s2"}
-    assert "a" not in legend(alone)
+    assert set(re.findall(r"--s\d", alone)) == {"--s1"}
+    assert "b" not in legend(alone)
+
+
+def test_stages_that_one_run_alone_went_through_come_last(tmp_path):
+    write_events(tmp_path / "new/sft", {"sft/loss": FALLING})
+    page = sections(rendered(write_run(tmp_path / "old"), write_run(tmp_path / "new")))
+    assert list(page) == ["Runs", "Reward model", "Reinforcement learning", "Supervised fine-tuning"]
 
 
 def test_runs_of_very_different_lengths_meet_by_their_share_of_the_way(tmp_path):
