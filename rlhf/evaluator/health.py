@@ -136,58 +136,54 @@ def _of_overlap(judge: str) -> bool:
 
 def remarks(before: Health, after: Health) -> list[tuple[str, bool]]:
     """What changed in the completions: (sentence, whether it is a warning), warnings first."""
-    said = []
-
-    def warn(sentence: str) -> None:
-        said.append((sentence, True))
-
+    warnings, others = [], []
     if after.empty:
-        warn(
+        warnings.append(
             f"{percent(after.empty)} of the tuned model's completions are empty, {percent(before.empty)} before tuning."
         )
     if after.truncated - before.truncated > TRUNCATED:
-        warn(
+        warnings.append(
             f"{percent(after.truncated)} of the completions are cut off at the limit of tokens, "
             f"{percent(before.truncated)} before tuning: the model has become worse at stopping."
         )
-    if _rose(before.repetition, after.repetition) > REPETITION:
-        warn(
+    # Completions too short for four words repeat nothing; whether they copy is not known.
+    repetition = before.repetition or 0.0
+    if after.repetition is not None and after.repetition - repetition > REPETITION:
+        warnings.append(
             f"The tuned model repeats itself: of the runs of four words in a completion, {percent(after.repetition)} "
-            f"stood in it before, {percent(before.repetition or 0)} before tuning."
+            f"stood in it before, {percent(repetition)} before tuning."
         )
-    if _rose(before.copied, after.copied) > COPIED:
-        warn(
+    if None not in (before.copied, after.copied) and after.copied - before.copied > COPIED:
+        warnings.append(
             f"The tuned model copies from the prompt: of the runs of four words in a completion, "
-            f"{percent(after.copied)} stand in its prompt, {percent(before.copied or 0)} before tuning."
+            f"{percent(after.copied)} stand in its prompt, {percent(before.copied)} before tuning."
         )
-    fewer = before.distinct_2 and after.distinct_2 is not None and after.distinct_2 / before.distinct_2 < DISTINCT
-    if before.entropy - after.entropy > ENTROPY or (fewer and after.words <= before.words):
-        warn(
-            f"The tuned model uses fewer different words: {after.entropy:.1f} bits a word against {before.entropy:.1f} "
-            f"before tuning. Its completions may all have become alike."
+    if _monotonous(before, after):
+        warnings.append(
+            f"The tuned model's completions have become alike: {after.entropy:.1f} bits a word and "
+            f"{after.distinct_2:.2f} different pairs of words a word, against {before.entropy:.1f} and "
+            f"{before.distinct_2:.2f} before tuning."
         )
     growth = after.words / before.words - 1 if before.words else 0.0
     if abs(growth) > LENGTH:
-        said.append(
-            (
-                f"Completions became {percent(abs(growth))} {'longer' if growth > 0 else 'shorter'}: {after.words:.1f} "
-                f"words on average, {before.words:.1f} before tuning.",
-                False,
-            )
+        others.append(
+            f"Completions became {percent(abs(growth))} {'longer' if growth > 0 else 'shorter'}: {after.words:.1f} "
+            f"words on average, {before.words:.1f} before tuning."
         )
-    if not said:
-        said.append(
-            (
-                "Nothing in the completions alarms: none is empty, and they are not cut off, repetitive, copied from "
-                "the prompt or alike more than before tuning.",
-                False,
-            )
+    if not warnings and not others:
+        others.append(
+            "Nothing in the completions alarms: none is empty, and they are not cut off, repetitive, copied from the "
+            "prompt or alike more than before tuning."
         )
-    return said
+    return [(sentence, True) for sentence in warnings] + [(sentence, False) for sentence in others]
 
 
-def _rose(before: float | None, after: float | None) -> float:
-    return (after or 0.0) - (before or 0.0)
+def _monotonous(before: Health, after: Health) -> bool:
+    if not before.distinct_2 or after.distinct_2 is None:
+        return False
+    # Longer texts have fewer different pairs a word by themselves, and no less entropy.
+    fewer = after.words <= before.words and after.distinct_2 / before.distinct_2 < DISTINCT
+    return fewer or before.entropy - after.entropy > ENTROPY
 
 
 def _listed(names: Sequence[str]) -> str:
