@@ -445,8 +445,9 @@ def _signed(value: float, digits: int = 2) -> str:
 
 
 def _short(model: str) -> str:
-    """The end of a path; a Hugging Face id as it is."""
-    return "/".join(model.rstrip("/").split("/")[-2:])
+    """With the end of a path; a Hugging Face id as it is."""
+    name, of, base = model.rpartition(" of ")
+    return name + of + "/".join(base.rstrip("/").split("/")[-2:])
 
 
 def _three(value: float) -> str:
