@@ -94,7 +94,7 @@ def test_a_judge_against_the_reward_model_is_believed():
 
 
 WELL = Health(
-    words=30.0, ended=0.95, empty=0.0, repetition=0.01, copied=0.2, distinct_1=0.3, distinct_2=0.7, entropy=9.0
+    words=30.0, ended=0.97, empty=0.0, repetition=0.01, copied=0.2, distinct_1=0.3, distinct_2=0.7, entropy=9.0
 )
 
 
