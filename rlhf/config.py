@@ -60,6 +60,8 @@ class StageConfig(BaseModel):
             known: Any = cls
             for part in path:
                 known = typing.get_args(known)[0] if isinstance(part, int) else known.model_fields[part].annotation
+                if _is_union(known):  # of an optional part, the part
+                    known = next(each for each in typing.get_args(known) if hasattr(each, "model_fields"))
             close = difflib.get_close_matches(last, known.model_fields, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
             return f"unknown option {label!r}: {hint}valid names are {', '.join(known.model_fields)}"
@@ -68,8 +70,12 @@ class StageConfig(BaseModel):
         return f"{label}: found {error['input']!r}, expected: {error['msg']}"
 
 
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
 def _takes_int(annotation: Any) -> bool:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+    if _is_union(annotation):
         kinds = typing.get_args(annotation)
         return int in kinds and float not in kinds
     return annotation is int

@@ -344,9 +344,9 @@
   const showLimits = () => {
     if (!store && framed) {
       at("limits").textContent =
-        "The frame that this page stands in lets it neither keep votes nor download files, as the Kubeflow Pipelines " +
-        "UI does. Votes are lost when the frame is closed or loaded again; copy them out before. The report's file, " +
-        "opened in a tab of its own, does both.";
+        "The frame that this page stands in lets it neither keep votes nor download files; that of the Kubeflow " +
+        "Pipelines UI is such a one. Votes are lost when the frame is closed or loaded again: copy them out before. " +
+        "Opened as a file in a tab of its own, the page does both.";
     } else {
       at("limits").textContent = kept
         ? "Votes stay in this browser, on this machine."

@@ -570,3 +570,16 @@ def test_every_option_has_a_default_and_says_what_it_is():
     assert all(field.description for field in EvaluatorConfig.model_fields.values())
     with pytest.raises(ConfigError, match="did you mean 'kl_limit'"):
         EvaluatorConfig.parse({"kl_limt": 3}, "evaluation")
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"judge": {"model": "m", "api_key": "sk-secret"}}, "evaluation.judge.api_key"),
+        ({"graders": [{"functon": "g.py:f"}]}, "evaluation.graders.0.functon"),
+    ],
+)
+def test_an_unknown_option_of_a_judge_is_named_and_its_value_is_not_shown(options, name):
+    with pytest.raises(ConfigError, match=f"unknown option '{name}'") as caught:
+        EvaluatorConfig.parse(options, "evaluation")
+    assert "secret" not in str(caught.value)
