@@ -51,7 +51,14 @@ def bertscore(predictions: Sequence[str], references: Sequence[str], model: str)
             f"BERTScore: bert-score does not know {model!r}; expected one of {', '.join(sorted(model2layers))}"
         )
     found, expected = _paired(predictions, references)
-    return score(found, expected, model_type=model)[2].tolist() if found else []
+    # What is blank has 0, as bert-score says itself; but it has no more a way to encode it with transformers 5.
+    said = [row for row in range(len(found)) if found[row].strip() and expected[row].strip()]
+    f1 = [0.0] * len(found)
+    if said:
+        scores = score([found[row] for row in said], [expected[row] for row in said], model_type=model)[2]
+        for row, value in zip(said, scores.tolist(), strict=True):
+            f1[row] = value
+    return f1
 
 
 def _paired(predictions: Sequence[str], references: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,10 +148,27 @@ def test_without_bert_score_one_is_told_how_to_get_it(monkeypatch):
         bertscore(["a"], ["b"], "roberta-large")
 
 
-def test_a_model_that_bert_score_does_not_know_is_named(monkeypatch):
+@pytest.fixture
+def bert_score(monkeypatch):
+    """A stand-in that knows one model and gives texts that are equal 1."""
     package, utils = ModuleType("bert_score"), ModuleType("bert_score.utils")
-    package.score, utils.model2layers = None, {"roberta-large": 17}
+
+    def score(predictions, references, model_type):
+        assert all(map(str.strip, [*predictions, *references])), "bert-score cannot encode what is blank"
+        f1 = np.array([float(text == reference) for text, reference in zip(predictions, references, strict=True)])
+        return None, None, f1
+
+    package.score, utils.model2layers = score, {"roberta-large": 17}
     monkeypatch.setitem(sys.modules, "bert_score", package)
     monkeypatch.setitem(sys.modules, "bert_score.utils", utils)
+
+
+def test_bertscore_is_by_row_and_zero_of_what_is_blank(bert_score):
+    predictions, references = ["a", " ", "b", "c", "d"], ["a", "x", "b", "", "e"]
+    assert bertscore(predictions, references, "roberta-large") == [1, 0, 1, 0, 0]
+    assert bertscore([""], ["a"], "roberta-large") == [0]
+
+
+def test_a_model_that_bert_score_does_not_know_is_named(bert_score):
     with pytest.raises(ConfigError, match="'mine'; expected one of roberta-large"):
         bertscore(["a"], ["b"], "mine")
