@@ -155,9 +155,9 @@ def test_a_model_trained_with_another_template_is_refused(prompts, preferences, 
 
 
 def test_answers_come_in_the_order_of_the_prompts_and_repeat_with_the_seed(prompts, policy_folder, tmp_path):
-    first = answer(prompts, policy_folder, tmp_path / "a.jsonl", seed=1, batch_size=3)
-    again = answer(prompts, policy_folder, tmp_path / "b.jsonl", seed=1, batch_size=3)
-    other = answer(prompts, policy_folder, tmp_path / "c.jsonl", seed=2, batch_size=3)
+    first = answer(prompts, policy_folder, tmp_path / "a.jsonl", seed=1, tokens_at_once=120)
+    again = answer(prompts, policy_folder, tmp_path / "b.jsonl", seed=1, tokens_at_once=120)
+    other = answer(prompts, policy_folder, tmp_path / "c.jsonl", seed=2, tokens_at_once=120)
     assert [row["id"] for row in first] == [f"p{i}" for i in range(10)]
     assert first == again
     assert [row["prediction"] for row in first] != [row["prediction"] for row in other]
