@@ -8,7 +8,7 @@ import torch
 
 from rlhf.errors import ConfigError, TrainingError
 from rlhf.models.scoring import RewardModel
-from rlhf.ppo_trainer import maths
+from rlhf.ppo_trainer import maths, networks
 from rlhf.ppo_trainer.networks import Batch, Episode, Networks
 from tests.ppo import (
     RESPONSE,
@@ -205,6 +205,22 @@ def test_options_that_do_not_fit_are_refused():
         config_of(missing_eos_penalty=1.0)
     with pytest.raises(ConfigError, match="needs kl_coeff 0"):
         config_of(reference="none")
+
+
+def test_what_nobody_reads_of_the_last_layer_is_not_computed_and_changes_no_gradient(policy_folder, monkeypatch):
+    found, rows = [], []
+    find = networks._last_feed_forward
+    for sparing in (False, True):
+        monkeypatch.setattr(networks, "_last_feed_forward", find if sparing else lambda model: None)
+        learner = learner_of(policy_folder, critic="own")
+        rollout = estimated(learner)
+        if learner.networks.policy.kind == "causal":
+            last = learner.networks.base.model.layers[-1].mlp.up_proj
+            last.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[:-1].numel()))
+        learner.gradient(rollout, range(8))
+        found.append(gradients(learner))
+    assert torch.allclose(*found, atol=1e-7)
+    assert not rows or rows[-1] < rows[0]
 
 
 def test_activations_computed_again_change_no_gradient(policy_folder):
