@@ -37,7 +37,7 @@ demo: setup ## Run the whole pipeline on made-up posts: ARCH=llama|t5 SEED=0 KL=
 	@$(BIN)/python -m examples.demo --arch $(ARCH) --seed $(SEED) $(if $(KL),--kl $(KL))
 
 test: lint ## Lint, then run the tests; SLOW=1 for every test, those that take minutes too
-	@$(BIN)/python -m pytest -q $(if $(SLOW),,-m "not slow")
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(if $(SLOW),,-m "not slow")
 
 lint: setup ## Check style, formatting, and that generated READMEs are fresh
 	@$(BIN)/ruff check .

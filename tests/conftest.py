@@ -5,6 +5,12 @@ from pathlib import Path
 
 import pytest
 
+# Under pytest-xdist, a worker and all that it starts keep to one core: what computes takes a thread for every core it
+# may run on, and threads of several processes that share cores wait for each other many times longer than they work.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(worker.removeprefix("gw")) % len(_cores)]})
+
 TEXTS = [
     "My brother sold my guitar. It was on monday. Should I sue them?\nTL;DR:",
     "So this is about my boss. I heard they broke my bike. Do I forgive them now?\nTL;DR:",

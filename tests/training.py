@@ -32,7 +32,7 @@ def start(stage: str, job: Path, processes: int = 1) -> subprocess.Popen:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2" if processes == 1 else "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(
         [*launcher, "-m", f"rlhf.{stage}", "--config", str(job)],
         stdout=subprocess.PIPE,
