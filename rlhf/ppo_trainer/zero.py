@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,13 +16,14 @@ from rlhf.ppo_trainer.config import PPOTrainerConfig
 from rlhf.training import processes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_STEP = "optimizer.step"
 
 
 def require_deepspeed() -> None:
     """Raises: ConfigError: DeepSpeed is not installed."""
     if importlib.util.find_spec("deepspeed") is None:
-        raise ConfigError("sharding: found 'deepspeed', which is not installed; pip install deepspeed, or take 'fsdp'")
+        raise ConfigError(
+            "sharding: found 'deepspeed', which is not installed; install deepspeed>=0.19.8, or take 'fsdp'"
+        )
 
 
 class Zero:
@@ -48,6 +50,8 @@ class Zero:
             deepspeed.DeepSpeedConfig(options)
         except (AssertionError, ValueError) as error:
             raise ConfigError(f"deepspeed: {' '.join(str(error).split())}") from error
+        # DeepSpeed calls these by their old names, at every step.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         self._optimizer = optimizer
         self._groups = [list(group["params"]) for group in optimizer.param_groups]
         self._engine = deepspeed.initialize(model=networks, optimizer=optimizer, config=options)[0]
@@ -72,16 +76,19 @@ class Zero:
         return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
 
     def state(self, named: Iterator[tuple[str, nn.Parameter]]) -> dict[str, torch.Tensor]:
-        """Whole weights and moments by name, in the first process; every process has to ask."""
+        """Whole weights and moments, in the first process, as without DeepSpeed; every process has to ask."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         self._link_moments()
         steps = [moments["step"] for moments in self._optimizer.state.values()]
-        tensors = {_STEP: steps[0]} if steps else {}
+        index = self._index()
+        tensors = {}
         for name, parameter in named:
             found = {f"weight.{name}": safe_get_full_fp32_param(parameter)}
-            for moment in MOMENTS if steps else ():
-                found[f"optimizer.{name}.{moment}"] = safe_get_full_optimizer_state(parameter, moment)
+            if steps:
+                place = f"optimizer.{index[parameter]}"
+                found |= {f"{place}.{moment}": safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
+                found[f"{place}.step"] = steps[0].clone()  # safetensors stores no tensor twice
             if processes.is_main():
                 tensors |= {key: value.cpu() for key, value in found.items()}
         return tensors
@@ -90,7 +97,8 @@ class Zero:
         """Take over what `state` gave, which every process has."""
         import deepspeed
 
-        if _STEP in tensors:  # moments are there once a step was taken; one without a gradient changes no weight
+        index, step = self._index(), tensors.get("optimizer.0.step")
+        if step is not None:  # moments are there once a step was taken; one without a gradient changes no weight
             with self.one_gradient():
                 pass
             self._engine.step()
@@ -98,14 +106,18 @@ class Zero:
         for name, parameter in named:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(tensors[f"weight.{name}"])
-            for moment in MOMENTS if _STEP in tensors else ():
-                _set_moment(parameter, tensors[f"optimizer.{name}.{moment}"].to(parameter.device), moment)
+            for moment in MOMENTS if step is not None else ():
+                _set_moment(parameter, tensors[f"optimizer.{index[parameter]}.{moment}"].to(parameter.device), moment)
         self._engine.optimizer.refresh_fp32_params()
         for moments in self._optimizer.state.values():
-            moments["step"].copy_(tensors[_STEP])
+            moments["step"].copy_(step)
+
+    def _index(self) -> dict[nn.Parameter, int]:
+        """The place of each weight in the optimiser as it was given."""
+        return {parameter: place for place, parameter in enumerate(itertools.chain(*self._groups))}
 
     def _link_moments(self) -> None:
-        """Tell weights where their moments are; DeepSpeed does after the first group's first step, of that group alone."""
+        """Tell weights where their moments are. DeepSpeed does when the first group has its own, and never again."""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         for parameters, group in zip(self._groups, self._optimizer.param_groups, strict=True):
