@@ -1,9 +1,10 @@
 """Options of the PPO trainer."""
 
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from rlhf.ppo_trainer import zero_options
 from rlhf.rewards.config import RewardFunction
 from rlhf.training.config import TrainerConfig
 
@@ -135,9 +136,15 @@ class PPOTrainerConfig(TrainerConfig):
         None, description="Compute activations again in the backward pass, for memory; unset does so on a GPU."
     )
     compile: bool = Field(False, description="Compile the policy's and the critic's trunk with torch.compile.")
-    sharding: Literal["none", "fsdp"] = Field(
+    sharding: Literal["none", "fsdp", "deepspeed"] = Field(
         "none",
-        description="Of several processes: each holds all weights, or its share of them (PyTorch's FSDP2).",
+        description="Of several processes: each holds all weights, or its share of them (fsdp: PyTorch's FSDP2), or "
+        "what `deepspeed` says.",
+    )
+    deepspeed: Annotated[dict[str, Any] | None, AfterValidator(zero_options.checked)] = Field(
+        None,
+        description="DeepSpeed's configuration, less what other options are for; unset, with sharding deepspeed, is "
+        "ZeRO's stage 2.",
     )
 
     # Watching
@@ -165,6 +172,13 @@ class PPOTrainerConfig(TrainerConfig):
         rate = self.value_learning_rate
         return self.peak_learning_rate if rate is None else rate * self.learning_rate_multiplier
 
+    @property
+    def zero_stage(self) -> int:
+        """Of DeepSpeed's ZeRO; 0 without."""
+        if self.sharding != "deepspeed":
+            return 0
+        return (self.deepspeed or zero_options.DEFAULT)["zero_optimization"]["stage"]
+
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
         if self.episodes_per_step > self.batch_size:
@@ -174,8 +188,14 @@ class PPOTrainerConfig(TrainerConfig):
                 f"missing_eos_penalty ({self.missing_eos_penalty:g}) and missing_eos_score "
                 f"({self.missing_eos_score:g}) exclude each other; set missing_eos_score to null to subtract"
             )
-        if self.sharding == "fsdp" and self.tuning == "qlora":
-            raise ValueError("sharding 'fsdp' cannot hold weights of 4 bits; use tuning 'lora', or sharding 'none'")
+        if self.sharding != "none" and self.tuning == "qlora":
+            raise ValueError(
+                f"sharding {self.sharding!r} cannot hold weights of 4 bits; use tuning 'lora', or sharding 'none'"
+            )
+        if self.deepspeed is not None and self.sharding != "deepspeed":
+            raise ValueError(f"deepspeed needs sharding 'deepspeed', found {self.sharding!r}")
+        if self.zero_stage == 3 and self.engine != "transformers":
+            raise ValueError(f"stage 3 of deepspeed needs engine 'transformers', found {self.engine!r}")
         if self.reference == "none" and (self.kl_coeff or self.kl_target):
             raise ValueError(f"reference 'none' needs kl_coeff 0 and no kl_target, found {self.kl_coeff:g}")
         return self

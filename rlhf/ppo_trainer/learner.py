@@ -1,5 +1,6 @@
 """One update of PPO (Schulman et al. 2017; details of Huang et al. 2024): estimate advantages, then improve on them."""
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ class Learner:
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda done: rate_factor(config, done))
         self.skipped_steps = 0
+        self._zero = None
+        if networks.uses_deepspeed:
+            from rlhf.ppo_trainer.zero import Zero
+
+            self._zero = Zero(config, networks.as_module(), self.optimizer)
 
     def estimate(self, episodes: Sequence[Episode], rewards: torch.Tensor, kl_coeff: float) -> Rollout:
         """What the policy, the reference and the critic make of the episodes, and the advantage of every token.
@@ -140,10 +146,7 @@ class Learner:
             measured = self.gradient(rollout, rows)
             if config.stop_at_update_kl is not None and measured["update_kl"] > config.stop_at_update_kl:
                 break  # the gradient is dropped
-            measured["gradient_norm"] = self._clip_gradients()
-            if all(map(math.isfinite, measured.values())):
-                self.optimizer.step()
-            else:
+            if not self._step(measured):
                 self._skip(update)
                 measured = dict.fromkeys(measured, 0.0)
             steps += 1
@@ -167,7 +170,7 @@ class Learner:
         measured = torch.zeros(len(MEASURED), device=networks.device)
         self.optimizer.zero_grad(set_to_none=True)
         mine = sorted(rows, key=lambda i: (len(rollout.episodes[i]), i))[processes.rank() :: processes.count()]
-        with networks.training():
+        with networks.training(), self._zero.one_gradient() if self._zero else contextlib.nullcontext():
             for micro, batch, weight in self._batches(rollout.episodes, mine):
                 with networks.precision():
                     hidden = networks.hidden(batch)
@@ -235,12 +238,25 @@ class Learner:
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What a checkpoint needs: tensors by name, and what JSON can hold. Every process has to ask."""
+        rest = {"schedule": self.schedule.state_dict(), "skipped_steps": self.skipped_steps}
+        if self._zero is not None:
+            return self._zero.state(self.networks.named_parameters()), rest
         tensors = {f"weight.{name}": whole(value.detach()) for name, value in self.networks.named_parameters()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": whole(value) for name, value in moments.items()}
-        return tensors, {"schedule": self.schedule.state_dict(), "skipped_steps": self.skipped_steps}
+        return tensors, rest
 
     def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
+        if self._zero is not None:
+            self._zero.load_state(self.networks.named_parameters(), tensors)
+        else:
+            self._load_tensors(tensors)
+        self.schedule.load_state_dict(rest["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, rest["schedule"]["_last_lr"], strict=True):
+            group["lr"] = rate
+        self.skipped_steps = rest["skipped_steps"]
+
+    def _load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.networks.named_parameters():
                 parameter.copy_(spread_like(tensors[f"weight.{name}"], parameter))
@@ -253,10 +269,6 @@ class Learner:
                 like = spread_like(value, trained[int(index)]) if value.dim() else value  # the count of steps has none
                 state["state"].setdefault(int(index), {})[moment] = like
         self.optimizer.load_state_dict(state)
-        self.schedule.load_state_dict(rest["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, rest["schedule"]["_last_lr"], strict=True):
-            group["lr"] = rate
-        self.skipped_steps = rest["skipped_steps"]
 
     def _values(self, episode: Episode) -> int:
         """Positions of an episode that have a value."""
@@ -284,6 +296,17 @@ class Learner:
             spans = [self._values(episodes[i]) for i in micro]
             yield micro, Batch.of(self.networks.policy, [episodes[i] for i in micro], spans), weight
 
+    def _step(self, measured: dict[str, float]) -> bool:
+        """Take an optimiser step where all that was measured is finite, and the gradient's norm; whether it was."""
+        if self._zero is None:
+            measured["gradient_norm"] = self._clip_gradients()
+        finite = all(map(math.isfinite, measured.values()))
+        if finite and self._zero is None:
+            self.optimizer.step()
+        elif finite:
+            measured["gradient_norm"] = self._zero.step()
+        return finite and math.isfinite(measured["gradient_norm"])
+
     def _clip_gradients(self) -> float:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         return clip_gradients(parameters, self.config.max_gradient_norm)
@@ -291,7 +314,7 @@ class Learner:
     def _sum_over_processes(self, measured: torch.Tensor) -> None:
         if processes.count() == 1:
             return
-        for group in self.optimizer.param_groups:
+        for group in self.optimizer.param_groups if self._zero is None else ():
             for parameter in group["params"]:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)

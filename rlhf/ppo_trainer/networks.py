@@ -192,8 +192,10 @@ class Networks:
             self._checkpointed = [model for model in (self.base, self.critic) if model is not None]
             for model in self._checkpointed:
                 model.activation_checkpointing_enable({"use_reentrant": False})
-        self.is_sharded = config.sharding == "fsdp" and processes.count() > 1
-        if self.is_sharded:
+        several = processes.count() > 1
+        self.uses_deepspeed = several and config.sharding == "deepspeed"
+        self.is_sharded = several and (config.sharding == "fsdp" or config.zero_stage == 3)
+        if self.is_sharded and not self.uses_deepspeed:
             from rlhf.ppo_trainer.sharding import shard
 
             for trunk in self._trunks.values():
@@ -223,9 +225,15 @@ class Networks:
     def unshard(self) -> None:
         """Let every process hold all of the policy again."""
         if self.is_sharded:
-            from rlhf.ppo_trainer.sharding import unshard
-
+            if self.uses_deepspeed:
+                from rlhf.ppo_trainer.zero import unshard
+            else:
+                from rlhf.ppo_trainer.sharding import unshard
             unshard(self.base)
+
+    def as_module(self) -> nn.Module:
+        """All of them."""
+        return nn.ModuleList(filter(None, (self.policy.model, self.critic, self.value_head, self._reference)))
 
     def policy_parameters(self) -> list[nn.Parameter]:
         return [parameter for name, parameter in self.named_parameters() if not _is_of_critic(name)]

@@ -46,7 +46,8 @@ def run(
         themselves), bad_rewards, skipped_steps, alarms, prompts_cut. Empty on all processes but the first.
 
     Raises:
-        ConfigError: Options do not fit each other or the model, or the checkpoint is another run's.
+        ConfigError: Options do not fit each other or the model, the checkpoint is another run's, or DeepSpeed is asked
+            for and not installed.
         DataError: The prompts cannot be read, there are none, or one leaves no room for a completion.
         ModelError: A model cannot be loaded, or was made with another template.
         Stopped: SIGTERM came before training was over.
@@ -69,6 +70,10 @@ def run(
     from rlhf.training.checkpoints import checkpoints_of, raise_if_full
     from rlhf.training.interruption import heed_sigterm
 
+    if config.sharding == "deepspeed":
+        from rlhf.ppo_trainer.zero import require_deepspeed
+
+        require_deepspeed()
     prepare_torch(config.seed)
     processes.join()
     source = Source.of(policy)
@@ -77,7 +82,7 @@ def run(
         actor, trainee = Policy.to_train(policy, template, config)
         scorer = None
         if reward_model:
-            if config.tuning != "full":
+            if config.tuning != "full" and config.zero_stage < 3:  # there, processes would have to score in step
                 scorer = RewardModel.beside(actor.model, reward_model, template)
             scorer = scorer or RewardModel.load(reward_model, template, merged=True)
             if scorer.card is not None:

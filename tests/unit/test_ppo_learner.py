@@ -1,5 +1,6 @@
 """One update of PPO: what it computes on, and that it is right however it is cut up."""
 
+import importlib.util
 import itertools
 import math
 
@@ -221,6 +222,48 @@ def test_what_nobody_reads_of_the_last_layer_is_not_computed_and_changes_no_grad
         found.append(gradients(learner))
     assert torch.allclose(*found, atol=1e-7)
     assert not rows or rows[-1] < rows[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "deepspeed needs sharding 'deepspeed', found 'none'"),
+        ({"sharding": "deepspeed", "tuning": "qlora"}, "sharding 'deepspeed' cannot hold weights of 4 bits"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping: leave it out, and set max_gradient_norm instead"),
+        ({"bf16": {"enabled": True}}, "bf16: leave it out, and set precision instead"),
+        ({"prescale_gradients": True}, "prescale_gradients: not known here"),
+        ({}, "zero_optimization.stage: found None, expected 1, 2 or 3"),
+        ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage: found 0"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "found 'cpu' at stage 2"),
+        ({"zero_optimization": {"stage": 3}}, "needs engine 'transformers', found 'auto'"),
+    ],
+)
+def test_a_deepspeed_configuration_that_does_not_fit_is_refused(options, said):
+    if "tuning" not in options and "deepspeed" not in options:
+        options = {"sharding": "deepspeed", "deepspeed": options}
+    with pytest.raises(ConfigError, match=said):
+        config_of(**options)
+
+
+def test_what_a_deepspeed_configuration_leaves_to_its_trainer_is_no_contradiction():
+    given = {
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 1, "reduce_bucket_size": "auto", "overlap_comm": True},
+    }
+    config = config_of(sharding="deepspeed", deepspeed=given)
+    assert config.deepspeed == {"zero_optimization": {"stage": 1, "overlap_comm": True}}
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed")
+def test_deepspeed_that_is_not_installed_is_asked_for_in_vain():
+    from rlhf.ppo_trainer.zero import require_deepspeed
+
+    with pytest.raises(ConfigError, match="not installed"):
+        require_deepspeed()
 
 
 def test_activations_computed_again_change_no_gradient(policy_folder):

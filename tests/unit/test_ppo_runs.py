@@ -1,5 +1,6 @@
 """The PPO trainer as processes: killed and resumed, spread over processes, refused what does not fit."""
 
+import importlib.util
 import json
 import random
 import re
@@ -21,6 +22,12 @@ def letters(prompts, completions, **columns):
     return [10.0 * text.count("o") / max(1, len(text)) for text in completions]
 """
 pytestmark = pytest.mark.slow
+with_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+STAGE_3 = {
+    "sharding": "deepspeed",
+    "deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
+    "engine": "transformers",
+}
 
 
 @pytest.fixture
@@ -99,8 +106,18 @@ def test_sigterm_leaves_a_checkpoint_and_says_so(prompts, reward, llama_folder, 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"sharding": "fsdp"}, {"sharding": "fsdp", "tuning": "lora", "critic": "own"}],
-    ids=["whole", "spread", "spread_adapters"],
+    [
+        pytest.param({}, id="whole"),
+        pytest.param({"sharding": "fsdp"}, id="spread"),
+        pytest.param({"sharding": "fsdp", "tuning": "lora", "critic": "own"}, id="spread_adapters"),
+        pytest.param(
+            {"sharding": "deepspeed", "stop_at_update_kl": 0.5, "microbatch_tokens": 200},
+            id="zero_2",
+            marks=with_deepspeed,
+        ),
+        pytest.param({**STAGE_3, "critic": "own"}, id="zero_3", marks=with_deepspeed),
+        pytest.param({**STAGE_3, "tuning": "lora"}, id="zero_3_adapters", marks=with_deepspeed),
+    ],
 )
 @pytest.mark.parametrize("base", ["llama", "t5"])
 def test_two_processes_do_what_one_does(base, options, request, prompts, reward, tmp_path):
@@ -122,8 +139,16 @@ def test_two_processes_do_what_one_does(base, options, request, prompts, reward,
         assert torch.allclose(saved[1][name], value, atol=1e-4), name
 
 
-def test_a_run_whose_weights_are_spread_goes_on_where_it_was(prompts, reward, llama_folder, tmp_path):
-    options = {"sharding": "fsdp", "train_steps": 12}
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"sharding": "fsdp"}, id="fsdp"),
+        pytest.param({"sharding": "deepspeed"}, id="zero_2", marks=with_deepspeed),
+        pytest.param(STAGE_3, id="zero_3", marks=with_deepspeed),
+    ],
+)
+def test_a_run_whose_weights_are_spread_goes_on_where_it_was(options, prompts, reward, llama_folder, tmp_path):
+    options = {"train_steps": 12, **options}
     whole = job(tmp_path / "whole", prompts, llama_folder, reward, **options)
     training.finish(training.start("ppo_trainer", whole, processes=2))
     checkpoints = tmp_path / "checkpoints"
