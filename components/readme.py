@@ -21,6 +21,7 @@ def render(stage: str) -> str:
 
     Raises:
         ValueError: An input or output has no description in the docstring's `Args`.
+        AttributeError: What the function returns has none in its `Returns`.
     """
     component: BaseComponent = getattr(importlib.import_module(f"components.{stage}.component"), stage)
     metadata = yaml.safe_load((FOLDER / stage / "metadata.yaml").read_text(encoding="utf-8"))
@@ -40,6 +41,11 @@ def render(stage: str) -> str:
         if name in inputs
     ]
     output_rows = [(f"`{name}`", _type_name(outputs[name].type), said[name]) for name in names if name in outputs]
+    output_rows += [  # what the function returns, which KFP calls so
+        (f"`{name}`", _type_name(outputs[name].type), " ".join(docstring.returns.description.split()))
+        for name in outputs
+        if name not in names
+    ]
     about = [docstring.short_description or "", docstring.long_description or ""]
     return "\n".join(
         [

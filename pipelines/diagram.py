@@ -14,6 +14,7 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from pipelines.placement.local import place
 from pipelines.rlhf import build
+from pipelines.tasks import tasks_of
 
 COLUMN, BOX_WIDTH, BOX_HEIGHT = 126, 118, 42
 GAP, CHIP_LINE, CHIP_PADDING = 12, 14, 7  # between rows of things; height of a line of text; around it
@@ -36,15 +37,7 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "Noto Sans", "Liberati
 
 def edges(spec: PipelineSpec) -> dict[tuple[str, str], list[str]]:
     """{(producer, consumer): names of the artifacts that pass}, tasks by the names they are shown under."""
-    tasks = spec.root.dag.tasks
-    passed = {
-        (tasks[up].task_info.name, task.task_info.name): set() for task in tasks.values() for up in task.dependent_tasks
-    }
-    for task in tasks.values():
-        for artifact in task.inputs.artifacts.values():
-            output = artifact.task_output_artifact
-            if output.producer_task:
-                passed[tasks[output.producer_task].task_info.name, task.task_info.name].add(output.output_artifact_key)
+    passed = {(up, task.name): task.artifacts.get(up, ()) for task in tasks_of(spec).values() for up in task.after}
     return {pair: sorted(artifacts) for pair, artifacts in sorted(passed.items())}
 
 
@@ -53,7 +46,7 @@ def layers(spec: PipelineSpec) -> list[list[str]]:
 
     By the longest path to the end, therefore: what is compared in the end stands side by side.
     """
-    consumers = {task.task_info.name: set() for task in spec.root.dag.tasks.values()}
+    consumers = {name: set() for name in tasks_of(spec)}
     for up, down in edges(spec):
         consumers[up].add(down)
     depth = {}

@@ -21,6 +21,8 @@ import psutil
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
+from pipelines.tasks import tasks_of
+
 # Must be what rlhf.progress reads; pipelines do not import rlhf.
 TERMINAL_VARIABLE = "RLHF_TERMINAL"
 
@@ -129,8 +131,8 @@ class _Console(io.TextIOBase):
 
 def _display_names(pipeline: BaseComponent) -> dict[str, str]:
     """Task names by the name under which kfp.local runs them, which is the component's."""
-    tasks = pipeline.pipeline_spec.root.dag.tasks.values()
-    return {task.component_ref.name.removeprefix("comp-"): task.task_info.name for task in tasks}
+    tasks = tasks_of(pipeline.pipeline_spec).values()
+    return {task.spec.component_ref.name.removeprefix("comp-"): task.name for task in tasks}
 
 
 @contextlib.contextmanager

@@ -27,16 +27,16 @@ class Outputs(NamedTuple):
     reward_model: dsl.Model
     scores: dsl.Dataset
     samples: dsl.Dataset
-    predictions_before: dsl.Dataset
-    predictions_after: dsl.Dataset
+    predictions_before: list[dsl.Dataset]
+    predictions_after: list[dsl.Dataset]
     summary: dsl.Markdown
     side_by_side: dsl.Dataset
     data_validation_metrics: dsl.Metrics
     sft_trainer_metrics: dsl.Metrics
     reward_trainer_metrics: dsl.Metrics
     ppo_trainer_metrics: dsl.Metrics
-    bulk_inference_before_metrics: dsl.Metrics
-    bulk_inference_after_metrics: dsl.Metrics
+    bulk_inference_before_metrics: list[dsl.Metrics]
+    bulk_inference_after_metrics: list[dsl.Metrics]
     evaluator_metrics: dsl.Metrics
 
 
@@ -156,19 +156,25 @@ def build(place: Placement) -> BaseComponent:
             seed=seed,
             options=ppo,
         ).outputs
-        before = (
-            generate(prompts=data["evaluation"], model=supervised["policy"], seed=seed, options=inference)
-            .set_display_name("bulk-inference-before")
-            .outputs
-        )
-        after = (
-            generate(prompts=data["evaluation"], model=tuned["tuned_policy"], seed=seed, options=inference)
-            .set_display_name("bulk-inference-after")
-            .outputs
-        )
+        with dsl.ParallelFor(data["Output"], name="before") as shard:
+            before = (
+                generate(
+                    prompts=data["evaluation"], model=supervised["policy"], shard=shard, seed=seed, options=inference
+                )
+                .set_display_name("bulk-inference-before")
+                .outputs
+            )
+        with dsl.ParallelFor(data["Output"], name="after") as shard:
+            after = (
+                generate(
+                    prompts=data["evaluation"], model=tuned["tuned_policy"], shard=shard, seed=seed, options=inference
+                )
+                .set_display_name("bulk-inference-after")
+                .outputs
+            )
         verdict = evaluate(
-            predictions_before=before["predictions"],
-            predictions_after=after["predictions"],
+            predictions_before=dsl.Collected(before["predictions"]),
+            predictions_after=dsl.Collected(after["predictions"]),
             evaluation=data["evaluation"],
             reward_model=rewarded["reward_model"],
             sft_logs=supervised["tensorboard"],
@@ -185,16 +191,16 @@ def build(place: Placement) -> BaseComponent:
             reward_model=rewarded["reward_model"],
             scores=rewarded["scores"],
             samples=tuned["samples"],
-            predictions_before=before["predictions"],
-            predictions_after=after["predictions"],
+            predictions_before=dsl.Collected(before["predictions"]),
+            predictions_after=dsl.Collected(after["predictions"]),
             summary=verdict["summary"],
             side_by_side=verdict["side_by_side"],
             data_validation_metrics=data["metrics"],
             sft_trainer_metrics=supervised["metrics"],
             reward_trainer_metrics=rewarded["metrics"],
             ppo_trainer_metrics=tuned["metrics"],
-            bulk_inference_before_metrics=before["metrics"],
-            bulk_inference_after_metrics=after["metrics"],
+            bulk_inference_before_metrics=dsl.Collected(before["metrics"]),
+            bulk_inference_after_metrics=dsl.Collected(after["metrics"]),
             evaluator_metrics=verdict["metrics"],
         )
 

@@ -12,7 +12,6 @@ def bulk_inference(
     predictions: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     shard: int = 0,
-    shards: int = 1,
     seed: int = 0,
     options: dict = {},
 ):
@@ -25,8 +24,7 @@ def bulk_inference(
         model: Policy from sft_trainer or ppo_trainer.
         predictions: JSON lines `id, prompt, prediction, finish_reason, tokens, model, template_digest`, in order.
         metrics: Number of completions, tokens per second and the share that ended by themselves.
-        shard: Which part of the prompts, from 0.
-        shards: Into how many parts the prompts are cut.
+        shard: Which part of the prompts, from 0; the options say into how many they are cut (`shards`).
         seed: Seeds the sampling; what is sampled for a prompt does not depend on the shards.
         options: Further options, by the names in `rlhf.bulk_inference.config`.
     """
@@ -44,6 +42,5 @@ def bulk_inference(
                 model=model.path,
                 predictions=predictions.path,
                 shard=shard,
-                shards=shards,
             )
         )

@@ -35,7 +35,7 @@ def data_validation(
     inference: dict = {},
     evaluation_options: dict = {},
     options: dict = {},
-):
+) -> list[int]:
     """Read every input once, write it in one canonical form, and check the settings of all later stages.
 
     Rows are never dropped in silence: each is in one of the outputs or, whole and with its file, line and reason, in
@@ -73,6 +73,9 @@ def data_validation(
         inference: Options of bulk_inference, checked here.
         evaluation_options: Options of evaluator, checked here.
         options: Further options of this stage, by the names in `rlhf.data_validation.config`.
+
+    Returns:
+        Numbers of the parts into which bulk_inference cuts the prompts, for a loop over them.
     """
     from rlhf.job import merge_options, stage_job
 
@@ -133,3 +136,8 @@ def data_validation(
             )
         )
         job.describe(preferences, prompts, evaluation, demonstrations, quarantine)
+
+        from rlhf.bulk_inference.config import BulkInferenceConfig
+
+        shards = BulkInferenceConfig.parse(config.inference, "inference").shards
+    return list(range(shards))

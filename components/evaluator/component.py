@@ -9,8 +9,8 @@ from components.images import image
 
 @dsl.component(base_image=image("evaluator"), install_kfp_package=False)
 def evaluator(
-    predictions_before: dsl.Input[dsl.Dataset],
-    predictions_after: dsl.Input[dsl.Dataset],
+    predictions_before: dsl.Input[list[dsl.Dataset]],
+    predictions_after: dsl.Input[list[dsl.Dataset]],
     evaluation: dsl.Input[dsl.Dataset],
     reward_model: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.HTML],
@@ -22,12 +22,12 @@ def evaluator(
     ppo_logs: Optional[dsl.Input[dsl.Artifact]] = None,  # noqa: UP045
     seed: int = 0,
     options: dict = {},
-):
+) -> str:
     """Compare two models' completions of the same prompts, with each other and with human references.
 
     Args:
-        predictions_before: Completions of the policy before tuning, from bulk_inference.
-        predictions_after: Completions of the tuned policy, from bulk_inference.
+        predictions_before: Completions of the policy before tuning, from bulk_inference, a file for each part.
+        predictions_after: Completions of the tuned policy, likewise.
         evaluation: Canonical held-out prompts with references (`id, prompt, reference`) from data_validation.
         reward_model: Scores completions and references again.
         report: One page that opens offline: verdict, curves, distributions, and a browser of all completions side by
@@ -40,6 +40,9 @@ def evaluator(
         ppo_logs: Event files of ppo_trainer, for its curves.
         seed: Seeds the intervals.
         options: Further options, by the names in `rlhf.evaluator.config`.
+
+    Returns:
+        The verdict, `promote` or `hold`, for a step that depends on it.
     """
     from rlhf.job import merge_options, stage_job
 
@@ -48,18 +51,18 @@ def evaluator(
         from rlhf.evaluator.config import EvaluatorConfig
         from rlhf.evaluator.stage import run
 
-        job.log(
-            run(
-                EvaluatorConfig.parse(merge_options(options, "evaluation", seed=seed), "evaluation"),
-                predictions_before=predictions_before.path,
-                predictions_after=predictions_after.path,
-                evaluation=evaluation.path,
-                reward_model=reward_model.path,
-                report=report.path,
-                summary=summary.path,
-                side_by_side=side_by_side.path,
-                sft_logs=sft_logs and sft_logs.path,
-                reward_logs=reward_logs and reward_logs.path,
-                ppo_logs=ppo_logs and ppo_logs.path,
-            )
+        found = run(
+            EvaluatorConfig.parse(merge_options(options, "evaluation", seed=seed), "evaluation"),
+            predictions_before=[part.path for part in predictions_before],
+            predictions_after=[part.path for part in predictions_after],
+            evaluation=evaluation.path,
+            reward_model=reward_model.path,
+            report=report.path,
+            summary=summary.path,
+            side_by_side=side_by_side.path,
+            sft_logs=sft_logs and sft_logs.path,
+            reward_logs=reward_logs and reward_logs.path,
+            ppo_logs=ppo_logs and ppo_logs.path,
         )
+        job.log(found)
+    return "promote" if found["promote"] else "hold"

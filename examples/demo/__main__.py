@@ -116,7 +116,9 @@ def conclude(
         **{name: Path(outputs[name].path) for name in ("scores", "samples", "side_by_side")},
     )
     metrics = {
-        name.removesuffix("_metrics"): output.metadata for name, output in outputs.items() if name.endswith("_metrics")
+        name.removesuffix("_metrics"): _of_all(output) if isinstance(output, list) else output.metadata
+        for name, output in outputs.items()
+        if name.endswith("_metrics")
     }
     reward, ppo, evaluation = metrics["reward_trainer"], metrics["ppo_trainer"], metrics["evaluator"]
     stages = {name: round(values["seconds"], 2) for name, values in metrics.items()}
@@ -156,6 +158,15 @@ def conclude(
     (ROOT / "report.html").write_text(page, encoding="utf-8")
     (ROOT / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _of_all(parts: list[Any]) -> dict[str, float]:
+    """What tasks that ran side by side took together."""
+    metrics = [part.metadata for part in parts]
+    return {
+        "seconds": max(each["seconds"] for each in metrics),
+        "peak_rss_gb": sum(each["peak_rss_gb"] for each in metrics),
+    }
 
 
 if __name__ == "__main__":

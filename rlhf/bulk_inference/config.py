@@ -20,6 +20,9 @@ class BulkInferenceConfig(StageConfig):
         description="Seeds the sampling: with transformers, what is sampled for a prompt depends on this, its id and "
         "the sample's number alone, however the prompts are cut into shards and batches.",
     )
+    shards: int = Field(
+        1, ge=1, description="Parts that the prompts are cut into; a pipeline has a task for each, side by side."
+    )
     format: Literal["canonical", "vertex"] = Field(
         "canonical",
         description="Lines as the evaluator joins them by id, or as the closed Vertex pipeline's bulk inferrer wrote "

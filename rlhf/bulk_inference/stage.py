@@ -17,9 +17,7 @@ SECONDS_BETWEEN_PARTS = 10.0  # of completions kept for a restart
 _MAY_CHANGE = {"checkpoint_dir", "tokens_at_once", "format"}
 
 
-def run(
-    config: BulkInferenceConfig, *, prompts: str, model: str, predictions: str, shard: int = 0, shards: int = 1
-) -> dict[str, float]:
+def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: str, shard: int = 0) -> dict[str, float]:
     """Generate completions for every prompt of a shard.
 
     They are kept as they come: a run that was ended goes on where it stopped, with no prompt twice and none lost.
@@ -30,7 +28,7 @@ def run(
         predictions: File for JSON lines in the order of the prompts: `id, prompt, prediction, finish_reason, tokens,
             model, template_digest`, where `prompt` is the text as the model read it, and `sample` where there are
             several of a prompt. With format "vertex": `inputs` and `prediction`.
-        shard, shards: Which of how many parts of the prompts, cut in order, from 0.
+        shard: Which of the `shards` parts of the prompts, cut in order, from 0.
 
     Returns:
         prompts, tokens, tokens_per_second (of this start), ended (share that stopped by itself), prompts_cut (share).
@@ -43,6 +41,7 @@ def run(
             than there is for a single prompt.
         Stopped: SIGTERM came before all was generated.
     """
+    shards = config.shards
     if not 0 <= shard < shards:
         raise ConfigError(f"shard: found {shard} of {shards}, expected 0 to {shards - 1}")
     rows, manifest, template = read_dataset(prompts, "prompts")
@@ -64,7 +63,7 @@ def run(
         "prompts": manifest.digest,
         "template": template.digest,
         "model": source.fingerprint,
-        "shard": [shard, shards],
+        "shard": shard,
     }
     journal = Journal(config.checkpoint_dir or f"{predictions}.parts", job)
     done = len(journal.lines)

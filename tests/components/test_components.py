@@ -101,7 +101,7 @@ def test_a_later_stage_has_the_settings_that_data_validation_checks_for_it(stage
     checked = load("data_validation").component_spec.inputs
     for name, spec in load(stage).component_spec.inputs.items():
         # Which part of the prompts a task takes is for the pipeline to say, not a setting.
-        if spec.optional and not spec.type.startswith("system.") and name not in ("options", "shard", "shards"):
+        if spec.optional and not spec.type.startswith("system.") and name not in ("options", "shard"):
             there = checked[pipeline_names.get((stage, name), name)]
             assert (there.type, there.default) == (spec.type, spec.default)
 

@@ -89,7 +89,8 @@ def predictions(outputs: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         json.loads(line)
         for name in ("predictions_before", "predictions_after")
-        for line in Path(outputs[name].path).read_text(encoding="utf-8").split("\n")
+        for part in outputs[name]
+        for line in Path(part.path).read_text(encoding="utf-8").split("\n")
         if line
     ]
 

@@ -2,10 +2,13 @@
 
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
 from components.images import STAGES, cluster_images
 from pipelines.compile import compile_pipelines
 from pipelines.placement.cluster import FOLDER, ProfileError, load_profile
+from pipelines.tasks import tasks_of
 
 IMAGES = cluster_images("registry.example/team", "1f2e3d")
 EXECUTORS = {
@@ -100,8 +103,8 @@ def test_images_carry_the_tag_that_was_asked_for(platform, request):
 
 @pytest.mark.parametrize("platform", ["kubeflow", "vertex"])
 def test_a_preempted_stage_is_started_again_but_wrong_input_is_not(platform, request):
-    tasks = request.getfixturevalue(platform)[0]["root"]["dag"]["tasks"]
-    retries = {name: task.get("retryPolicy", {}).get("maxRetryCount", 0) for name, task in tasks.items()}
+    spec = json_format.ParseDict(request.getfixturevalue(platform)[0], PipelineSpec())
+    retries = {name: task.spec.retry_policy.max_retry_count for name, task in tasks_of(spec).items()}
     assert retries.pop("data-validation") == 0
     assert set(retries.values()) == {2}
 

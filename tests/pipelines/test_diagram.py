@@ -10,6 +10,7 @@ from kfp import dsl
 from pipelines.diagram import draw, edges, layers
 from pipelines.placement.local import place
 from pipelines.rlhf import build
+from pipelines.tasks import tasks_of
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "images" / "rlhf.svg"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -30,12 +31,10 @@ def test_the_committed_picture_is_fresh(spec):
 
 
 def test_there_is_a_node_for_each_task_and_an_edge_for_each_dependency(spec, svg):
-    tasks = spec.root.dag.tasks
-    assert {node.get("data-task") for node in svg.iter(f"{SVG}g")} == {task.task_info.name for task in tasks.values()}
+    tasks = tasks_of(spec)
+    assert {node.get("data-task") for node in svg.iter(f"{SVG}g")} == set(tasks)
     drawn = [path.get("data-edge") for path in svg.iter(f"{SVG}path") if path.get("data-edge")]
-    assert sorted(drawn) == sorted(
-        f"{tasks[up].task_info.name} {task.task_info.name}" for task in tasks.values() for up in task.dependent_tasks
-    )
+    assert sorted(drawn) == sorted(f"{up} {task.name}" for task in tasks.values() for up in task.after)
 
 
 def test_every_artifact_passed_is_named(spec, svg):

@@ -32,11 +32,11 @@ def prompts(tmp_path) -> Path:
     return tmp_path / "prompts"
 
 
-def answers(prompts: Path, model: Path, name: str = "out", shard: int = 0, shards: int = 1, **options: Any) -> list:
+def answers(prompts: Path, model: Path, name: str = "out", shard: int = 0, **options: Any) -> list:
     out = prompts.parent / f"{name}.jsonl"
     config = BulkInferenceConfig(**options)
     paths = {"prompts": str(prompts), "model": str(model), "predictions": str(out)}
-    bulk_inference.run(config, **paths, shard=shard, shards=shards)
+    bulk_inference.run(config, **paths, shard=shard)
     return [json.loads(line) for line in out.read_text(encoding="utf-8").split("\n") if line]
 
 
