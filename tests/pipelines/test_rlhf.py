@@ -36,7 +36,7 @@ def test_the_dag_is_that_of_the_design(spec):
 
 @pytest.mark.parametrize("name", ["before", "after"])
 def test_bulk_inference_runs_once_for_each_shard(spec, name):
-    loop = spec.root.dag.tasks[name]
+    loop = next(task for task in spec.root.dag.tasks.values() if task.task_info.name == name)
     assert loop.parameter_iterator.items.input_parameter == "pipelinechannel--data-validation-Output"
     (task,) = spec.components[loop.component_ref.name].dag.tasks.values()
     assert task.inputs.parameters["shard"].component_input_parameter == loop.parameter_iterator.item_input
