@@ -30,6 +30,7 @@ from rlhf.report.page import (
     verdict,
 )
 
+BROWSER_BYTES = 4_500_000  # of the side-by-side browser: mail and chat refuse pages much larger, and frames load slowly
 BEYOND_MATTERS = 0.05  # share of completions whose reward is outside what the reward model was trained on
 
 Series = Sequence[tuple[int, float]]
@@ -385,12 +386,19 @@ def _rewards(result: Evaluation) -> Markup:
 
 def _side_by_side(config: EvaluatorConfig, result: Evaluation) -> Markup:
     count = min(config.side_by_side_rows, len(result.pairs))
-    chosen = sorted(random.Random(config.seed).sample(range(len(result.pairs)), count))
-    said = browser([_browsed(result, place) for place in chosen], digest=result.digest, seed=config.seed)
+    why = ""
+    while len(said := _some(config, result, count)) > BROWSER_BYTES and count > 1:
+        count = max(1, int(0.95 * count * BROWSER_BYTES / len(said)))
+        why = "; with more of this length the page would exceed 5 MB"
     if count == len(result.pairs):
         return said
-    how = f"{count:,} of {_count(len(result.pairs), 'prompt')}, drawn at random (seed {config.seed})."
+    how = f"{count:,} of {_count(len(result.pairs), 'prompt')}, drawn at random (seed {config.seed}){why}."
     return paragraph(how) + said
+
+
+def _some(config: EvaluatorConfig, result: Evaluation, count: int) -> Markup:
+    chosen = sorted(random.Random(config.seed).sample(range(len(result.pairs)), count))
+    return browser([_browsed(result, place) for place in chosen], digest=result.digest, seed=config.seed)
 
 
 def _browsed(result: Evaluation, place: int) -> Row:

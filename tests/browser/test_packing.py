@@ -1,21 +1,14 @@
 """What is packed into the page, without a browser."""
 
-import base64
-import json
 import random
 import re
-import zlib
 
 import pytest
 
 from rlhf.report.browser import SCRIPT, word_diff
 from rlhf.report.page import Page, Section, paragraph, visible
 from tests.browser.conftest import page_of, prose, row
-
-
-def unpacked(html: str) -> dict:
-    (data,) = re.findall(r'<script type="application/octet-stream" id="browser-data">(.*?)</script>', html)
-    return json.loads(zlib.decompress(base64.b64decode(data), wbits=-15))
+from tests.pages import browsed
 
 
 def own_words(text: str, runs: list[int]) -> list[str]:
@@ -47,7 +40,7 @@ def test_the_diff_marks_the_words_that_one_text_has_alone(before, after, own_bef
 
 def test_rows_come_back_as_they_were():
     rows = [row(i) for i in range(4)]
-    data = unpacked(page_of(rows, "some digest").render())
+    data = browsed(page_of(rows, "some digest").render())
     assert [r["id"] for r in data["rows"]] == [r.id for r in rows]
     assert data["rows"][3]["texts"] == [rows[3].texts[name] for name in ("before", "after", "reference")]
     assert data["rows"][3]["scores"] == [rows[3].scores["reward"], 0.03]
@@ -56,7 +49,7 @@ def test_rows_come_back_as_they_were():
 
 def test_what_hides_is_shown_and_the_exact_text_is_kept_for_export():
     text = "a\x00b\u202ec\ud800"
-    packed = unpacked(page_of([row(0, original=text, prompt=text, texts={"before": text, "after": "x"})]).render())
+    packed = browsed(page_of([row(0, original=text, prompt=text, texts={"before": text, "after": "x"})]).render())
     (made,) = packed["rows"]
     assert made["prompt"] == made["texts"][0] == visible(text) != text
     assert made["original"] == text
@@ -67,14 +60,14 @@ def test_what_hides_is_shown_and_the_exact_text_is_kept_for_export():
 def test_scores_that_are_no_numbers_are_null():
     rows = [row(0, margin=float("nan"), outcome=None, scores={"reward": float("inf"), "ROUGE-L": None})]
     html = page_of(rows).render()
-    (made,) = unpacked(html)["rows"]
+    (made,) = browsed(html)["rows"]
     assert (made["margin"], made["outcome"], made["scores"]) == (None, None, [None, None])
     assert ">Not judged <" in html
 
 
 def test_sides_and_order_are_drawn_by_the_seed_alone():
     rows = [row(i) for i in range(200)]
-    one, again, other = (unpacked(page_of(rows, seed=seed).render()) for seed in (0, 0, 1))
+    one, again, other = (browsed(page_of(rows, seed=seed).render()) for seed in (0, 0, 1))
     assert one == again
     assert one["ballots"] != other["ballots"] != sorted(other["ballots"])
     left = [sum(r["afterIsA"] for r in data["rows"]) for data in (one, other)]
@@ -84,7 +77,7 @@ def test_sides_and_order_are_drawn_by_the_seed_alone():
 
 def test_rows_in_which_both_wrote_the_same_are_not_voted_on():
     rows = [row(0), row(1, texts={"before": "same", "after": " same\n"}), row(2)]
-    assert sorted(unpacked(page_of(rows).render())["ballots"]) == [0, 2]
+    assert sorted(browsed(page_of(rows).render())["ballots"]) == [0, 2]
 
 
 def test_two_thousand_rows_of_long_prompts_stay_under_5_mb():
@@ -125,4 +118,4 @@ def test_the_script_cannot_end_itself_early():
 
 
 def test_a_page_without_rows_can_be_made():
-    assert unpacked(page_of([]).render())["rows"] == []
+    assert browsed(page_of([]).render())["rows"] == []

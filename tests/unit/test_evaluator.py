@@ -1,4 +1,5 @@
 import json
+import random
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from rlhf.evaluator.compare import Controlled
 from rlhf.evaluator.verdict import decide
 from rlhf.metrics import WinRate, win_rate
 from rlhf.models.card import ModelCard
+from tests.pages import browsed
 
 TEMPLATE = Template(suffix="TL;DR:")
 WORDS = ["cat", "dog", "fish", "ran", "sat", "slept", "the", "a", "home", "TL;DR:"]
@@ -547,14 +549,18 @@ def test_the_page_has_its_sections_in_reading_order(scored):
     assert "Promote" in scored.report
 
 
-def test_a_page_of_two_thousand_rows_stays_small(scored):
+def test_of_long_rows_the_browser_has_as_many_as_keep_the_page_small(scored):
+    rng = random.Random(0)
     row, before, after = scored.rows[0], scored.before[0], scored.after[0]
-    post = "word " * 400
+    posts = [rng.randbytes(3000).hex() for _ in range(2000)]  # text that hardly compresses
     scored.rows = [{**row, "id": str(i)} for i in range(2000)]
-    scored.before = [{**before, "id": str(i), "prompt": post} for i in range(2000)]
-    scored.after = [{**after, "id": str(i), "prompt": post} for i in range(2000)]
+    scored.before = [{**before, "id": str(i), "prompt": post} for i, post in enumerate(posts)]
+    scored.after = [{**after, "id": str(i), "prompt": post} for i, post in enumerate(posts)]
     scored.run()
-    assert (scored.folder / "report.html").stat().st_size < 5e6
+    page = (scored.folder / "report.html").read_text(encoding="utf-8")
+    shown = len(browsed(page)["rows"])
+    assert f"{shown:,} of 2,000 prompts, drawn at random (seed 0); with more of this length" in page
+    assert 3e6 < len(page.encode()) < 5e6
 
 
 # The shell and the config
