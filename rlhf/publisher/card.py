@@ -111,7 +111,7 @@ def _prompts(template: Template, seq2seq: bool) -> list[str]:
         "",
         "tokenizer = AutoTokenizer.from_pretrained(folder)",
         f"model = {loaded}.from_pretrained(folder)",
-        f"prompt = {ascii(before)} + text + {ascii(after)}",
+        f"prompt = {before!a} + text + {after!a}",
         f'inputs = tokenizer(prompt, return_tensors="pt"{special})',
         f"output = model.generate(**inputs, max_new_tokens={template.target_sequence_length})",
         f"completion = tokenizer.decode({said}, skip_special_tokens=True).strip()",
