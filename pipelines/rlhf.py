@@ -190,13 +190,14 @@ def build(place: Placement) -> BaseComponent:
             options=evaluation,
         ).outputs
         with dsl.If(publish_to != "", name="to-be-published"), dsl.If(verdict["Output"] == "promote", name="promoted"):
-            publish(
+            published = publish(
                 model=tuned["tuned_policy"],
                 evaluation=data["evaluation"],
                 figures=verdict["metrics"],
                 publish_to=publish_to,
                 model_display_name=model_display_name,
             )
+            published.set_caching_options(False)  # what is to be in the folder may have been removed since
         return Outputs(
             report=verdict["report"],
             data_report=data["report"],

@@ -114,6 +114,7 @@ def test_the_publisher_alone_is_under_conditions_that_there_is_a_place_and_the_v
 def test_cached_steps_are_reused_by_default(spec):
     cached = {name: task.spec.caching_options.enable_cache for name, task in tasks_of(spec).items()}
     assert not cached.pop("data-validation"), "data may change under an unchanged URI"
+    assert not cached.pop("publisher"), "a folder may be cleared under an unchanged URI"
     assert all(cached.values())
 
 

@@ -178,16 +178,23 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(uri, model, name):
     assert contents(uri) == {name: content}
 
 
+def test_hidden_files_are_no_content(uri, model):
+    fs, folder = file_system(uri)
+    fs.makedirs(folder, exist_ok=True)
+    fs.pipe_file(f"{folder}/.DS_Store", b"left by a file manager")
+    assert Destination(uri).check() is None
+    assert publish(uri, model) == len(FILES) + 1
+
+
 def test_a_file_in_the_folders_place_is_refused(tmp_path, model):
     (tmp_path / "out").write_text("a file")
     assert "found a file; expected a folder" in refusal(lambda: publish(str(tmp_path / "out"), model))
 
 
-def test_checking_tells_whether_one_can_write_and_leaves_nothing(uri, model):
+def test_checking_tells_whether_one_can_write_and_leaves_nothing(uri, model, tmp_path):
     assert Destination(uri).check() is None
     assert contents(uri) == {}
-    if uri.startswith(("/", "file")):
-        assert not Path(uri.removeprefix("file://")).parent.exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "none"] == ["model"]
     publish(uri, model)
     assert Destination(uri).check() == "ab12"
 
