@@ -16,6 +16,7 @@ class PublisherConfig(StageConfig):
     model_display_name: str = Field(
         "",
         max_length=128,  # as in Vertex's model registry
+        pattern=r"^\P{Cc}*$",  # one line
         description="What people call the model; empty: the base model's name with `-rlhf`.",
     )
     figures: dict[str, float] = Field(

@@ -93,10 +93,8 @@ def test_what_is_served_is_what_was_tuned(policy_folder, tmp_path, tuning):
     inputs = AutoTokenizer.from_pretrained(served)(TEXTS[0], return_tensors="pt")
     ids = {**inputs, **({"decoder_input_ids": torch.tensor([[0, 5, 6]])} if tuned.kind == "seq2seq" else {})}
     with torch.no_grad():
-        # In 4 bits the linear layers themselves compute with less precision than a merged one.
-        tolerance = 1e-4 if tuning != "qlora" else 1e-2
         logits = tuned.model.eval()(**ids).logits
-        assert (plain(**ids).logits - logits).abs().max() < tolerance * logits.abs().max()
+        assert (plain(**ids).logits - logits).abs().max() < 1e-4 * logits.abs().max()
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -190,11 +188,11 @@ def test_the_card_says_what_the_model_is_and_what_it_was_judged_by(llama_folder,
 
 def test_text_of_users_is_text_in_the_card(llama_folder, tmp_path):
     model = tune(llama_folder, tmp_path / "model")
-    publish(model, tmp_path, model_display_name="mine\n---\n<script>alert(1)</script> | [x](javascript:y)")
+    publish(model, tmp_path, model_display_name="mine --- <script>alert(1)</script> | [x](javascript:y)")
     text = (tmp_path / "served/README.md").read_text()
     assert "# mine --- \\<script\\>alert(1)\\</script\\> \\| \\[x\\](javascript:y)\n" in text
     assert INSTRUCTION.splitlines()[0] in text
-    assert "<b>" not in re.sub(r"```python.*?```", "", text, flags=re.DOTALL)
+    assert "<b>" not in re.sub(r"\n```python\n.*?\n```\n", "", text, flags=re.DOTALL)
     assert text.count("\n```\n") == 1, "an instruction's own fence does not end the code"
 
 
@@ -283,6 +281,7 @@ def test_what_is_not_tuned_or_not_for_these_prompts_or_a_pickle_is_refused(llama
     assert not (tmp_path / "served").exists()
 
 
-def test_a_name_that_a_registry_would_refuse_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"model_display_name: found .*at most 128"):
-        PublisherConfig.parse({"publish_to": str(tmp_path), "model_display_name": "x" * 129})
+@pytest.mark.parametrize(("name", "says"), [("x" * 129, "at most 128"), ("two\nlines", "match pattern")])
+def test_a_name_that_a_registry_would_refuse_is_refused(tmp_path, name, says):
+    with pytest.raises(ConfigError, match=rf"model_display_name: found .*{says}"):
+        PublisherConfig.parse({"publish_to": str(tmp_path), "model_display_name": name})
