@@ -3,7 +3,7 @@
 import os
 import re
 
-STAGES = ("data_validation", "sft_trainer", "reward_trainer", "ppo_trainer", "bulk_inference", "evaluator")
+STAGES = ("data_validation", "sft_trainer", "reward_trainer", "ppo_trainer", "bulk_inference", "evaluator", "publisher")
 
 # Registry and tag of components that run from the source tree: no registry serves this name, so that nothing is
 # pulled by mistake.

@@ -32,7 +32,8 @@ SECONDS_TO_END = 5.0
 _COLOUR = re.compile(r"\x1b\[\d+m")
 _STARTED = re.compile(r"^[\d:.]+ - INFO - Executing task '(.+)'$")
 _FINISHED = re.compile(r"^[\d:.]+ - (?:INFO|ERROR) - Task '(.+)' finished with status (\w+)$")
-_FROM_STAGE = re.compile(r"^ {4}(.*)$")
+# How far a stage's output is indented depends on the loops and conditions that it or a stage before it stands in.
+_FIRST_OF_STAGE = re.compile(r"^( +)\[KFP Executor ")
 _SAID = re.compile(r"^\[\w+\] ")
 _ERROR = re.compile(r"^\[\w+\] error: ")
 
@@ -76,7 +77,7 @@ class _Console(io.TextIOBase):
 
     def __init__(self, log: TextIO, screen: TextIO, names: dict[str, str]):
         self._log, self._screen, self._names = log, screen, names
-        self._line = ""
+        self._line, self._indent = "", " " * 4
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
         self._error: str | None = None
         self._started = 0.0
@@ -92,6 +93,8 @@ class _Console(io.TextIOBase):
         return len(text)
 
     def _read(self, line: str) -> None:
+        if first := _FIRST_OF_STAGE.match(line):
+            self._indent = first[1]
         if started := _STARTED.match(line):
             self._started, self._error = time.monotonic(), None
             self._tail.clear()
@@ -102,14 +105,14 @@ class _Console(io.TextIOBase):
             else:
                 self.failed = self._name(finished[1])
                 self._show(f"{self.failed}: failed after {time.monotonic() - self._started:.1f} s")
-        elif (said := _FROM_STAGE.match(line)) and said[1].strip():
-            self._tail.append(said[1].rstrip())
-            if said[1] == "}":  # the stage's inputs as JSON end here; what follows is the stage's own
+        elif line.startswith(self._indent) and (said := line.removeprefix(self._indent)).strip():
+            self._tail.append(said.rstrip())
+            if said == "}":  # the stage's inputs as JSON end here; what follows is the stage's own
                 self._tail.clear()
-            if _ERROR.match(said[1]):
-                self._error = said[1]
-            elif _SAID.match(said[1]):
-                self._show(f"  {said[1]}")
+            if _ERROR.match(said):
+                self._error = said
+            elif _SAID.match(said):
+                self._show(f"  {said}")
 
     def _name(self, task: str) -> str:
         return self._names.get(task, task)

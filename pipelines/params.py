@@ -21,7 +21,6 @@ GONE = {
 }
 # Parameters that mean something on a cluster only; the value is what they default to.
 NOTHING_LOCALLY = {
-    "model_display_name": "no model registry on this machine",
     "deploy_model": "no endpoint to deploy to on this machine",
     "tensorboard_resource_id": "event files are among the outputs of the stages",
     "encryption_spec_key_name": "outputs are written to this machine's disk as they are",
@@ -101,6 +100,8 @@ def check(values: dict[str, Any], pipeline: BaseComponent) -> tuple[dict[str, An
                 arguments[name] = int(value) if kind == _Type.NUMBER_INTEGER else value
                 if name in NOTHING_LOCALLY and value:
                     warnings.append(f"{name}: ignored, {NOTHING_LOCALLY[name]}")
+                if name == "model_display_name" and value and not values.get("publish_to"):
+                    warnings.append(f"{name}: ignored, nothing is published without publish_to")
         elif name in GONE:
             warnings.append(f"{name}: ignored, {GONE[name]}")
         else:

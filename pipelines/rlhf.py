@@ -10,6 +10,7 @@ from components.bulk_inference.component import bulk_inference
 from components.data_validation.component import data_validation
 from components.evaluator.component import evaluator
 from components.ppo_trainer.component import ppo_trainer
+from components.publisher.component import publisher
 from components.reward_trainer.component import reward_trainer
 from components.sft_trainer.component import sft_trainer
 
@@ -18,7 +19,7 @@ Placement = Callable[[BaseComponent], Callable[..., dsl.PipelineTask]]
 
 
 class Outputs(NamedTuple):
-    """What the pipeline hands back."""
+    """What the pipeline hands back: what every run makes, so nothing of the publisher."""
 
     report: dsl.HTML
     data_report: dsl.HTML
@@ -48,6 +49,7 @@ def build(place: Placement) -> BaseComponent:
     tune = place(ppo_trainer)
     generate = place(bulk_inference)
     evaluate = place(evaluator)
+    publish = place(publisher)
 
     @dsl.pipeline(name="rlhf", display_name="RLHF", description="Tune a model on human preferences, and evaluate it.")
     def rlhf(
@@ -68,6 +70,7 @@ def build(place: Placement) -> BaseComponent:
         tensorboard_resource_id: str = "",
         encryption_spec_key_name: str = "",
         demonstration_dataset: str = "",
+        publish_to: str = "",
         seed: int = 0,
         data_validation: dict = {},
         sft: dict = {},
@@ -86,7 +89,7 @@ def build(place: Placement) -> BaseComponent:
             large_model_reference: Base model: Hugging Face id, path, URI or a short name such as `t5-large`.
             eval_dataset: URI of prompts to evaluate on, with human references if there are; empty holds out some of
                 prompt_dataset, which are then not trained on.
-            model_display_name: Name to publish the tuned model under, where the platform has a model registry.
+            model_display_name: Name to publish the tuned model under; empty: the base model's with `-rlhf`.
             prompt_sequence_length: Longest prompt in tokens; longer ones are cut.
             target_sequence_length: Longest completion in tokens.
             reward_model_learning_rate_multiplier: Multiplies the reward trainer's learning rate.
@@ -99,6 +102,7 @@ def build(place: Placement) -> BaseComponent:
             tensorboard_resource_id: Vertex TensorBoard to stream to, on Vertex.
             encryption_spec_key_name: Customer-managed encryption key, on Vertex.
             demonstration_dataset: URI of demonstrations for supervised fine-tuning; empty skips it.
+            publish_to: URI of a folder for the tuned model where the verdict is promote; empty publishes nothing.
             seed: Seeds every stage.
             data_validation: Further options of data_validation.
             sft: Options of sft_trainer.
@@ -122,6 +126,8 @@ def build(place: Placement) -> BaseComponent:
             reinforcement_learning_train_steps=reinforcement_learning_train_steps,
             reinforcement_learning_rate_multiplier=reinforcement_learning_rate_multiplier,
             kl_coeff=kl_coeff,
+            publish_to=publish_to,
+            model_display_name=model_display_name,
             seed=seed,
             sft=sft,
             reward=reward,
@@ -183,6 +189,15 @@ def build(place: Placement) -> BaseComponent:
             seed=seed,
             options=evaluation,
         ).outputs
+        with dsl.If(publish_to != "", name="to-be-published"), dsl.If(verdict["Output"] == "promote", name="promoted"):
+            published = publish(
+                model=tuned["tuned_policy"],
+                evaluation=data["evaluation"],
+                figures=verdict["metrics"],
+                publish_to=publish_to,
+                model_display_name=model_display_name,
+            )
+            published.set_caching_options(False)  # what is to be in the folder may have been removed since
         return Outputs(
             report=verdict["report"],
             data_report=data["report"],

@@ -131,6 +131,11 @@ class S3Store(Store):
     def delete(self, name: str) -> None:
         self._owner.delete_object(Bucket="bucket", Key=name)
 
+    def deny_writing(self) -> None:
+        deny = {"Effect": "Deny", "Principal": "*", "Action": "s3:PutObject", "Resource": "arn:aws:s3:::bucket/*"}
+        policy = {"Version": "2012-10-17", "Statement": [deny]}
+        self._owner.put_bucket_policy(Bucket="bucket", Policy=json.dumps(policy))
+
 
 class GsStore(Store):
     """The handlers of gcp-storage-emulator."""

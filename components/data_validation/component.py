@@ -28,6 +28,8 @@ def data_validation(
     reinforcement_learning_train_steps: int = 1000,
     reinforcement_learning_rate_multiplier: float = 1.0,
     kl_coeff: float = 0.1,
+    publish_to: str = "",
+    model_display_name: str = "",
     seed: int = 0,
     sft: dict = {},
     reward: dict = {},
@@ -66,6 +68,8 @@ def data_validation(
         reinforcement_learning_train_steps: Checked here, used by ppo_trainer.
         reinforcement_learning_rate_multiplier: Checked here, used by ppo_trainer.
         kl_coeff: Checked here, used by ppo_trainer.
+        publish_to: Checked here, used by publisher: whether a model can be written there, by a file that is removed.
+        model_display_name: Checked here, used by publisher.
         seed: Decides which prompts are held out.
         sft: Options of sft_trainer, checked here.
         reward: Options of reward_trainer, checked here.
@@ -102,6 +106,8 @@ def data_validation(
                 instruction=instruction,
                 prompt_sequence_length=prompt_sequence_length,
                 target_sequence_length=target_sequence_length,
+                publish_to=publish_to,
+                model_display_name=model_display_name,
                 seed=seed,
                 sft=merge_options(sft, "sft", seed=seed),
                 reward=merge_options(

@@ -208,7 +208,7 @@ def read_tables(path: str | Path, kind: str) -> tuple[Iterable[pa.Table], Manife
         DataError: As `read_dataset`, while the tables are read as far as it concerns them.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     columns = SCHEMAS[kind].names
     if manifest.kind != kind or [name for name in manifest.columns if name != MESSAGES] != columns:
         again = "; it was written by another version, run data_validation again" if manifest.kind == kind else ""
@@ -273,7 +273,7 @@ def take_rows(path: str | Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
     wanted = np.asarray(numbers, np.int64)
     found: list[dict[str, Any]] = []
     before = 0
-    for name in _read_manifest(folder).shards:
+    for name in read_manifest(folder).shards:
         file = pq.ParquetFile(folder / name)
         rows = file.metadata.num_rows
         here = wanted[(wanted >= before) & (wanted < before + rows)] - before
@@ -309,7 +309,13 @@ def _write_shard(table: pa.Table, path: Path) -> None:
     )
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: str | Path) -> Manifest:
+    """What a dataset folder holds, without reading its rows.
+
+    Raises:
+        DataError: It is no dataset of data_validation's.
+    """
+    folder = Path(folder)
     path = folder / MANIFEST_NAME
     try:
         return Manifest.model_validate_json(path.read_bytes())

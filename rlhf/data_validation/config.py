@@ -55,6 +55,8 @@ class DataValidationConfig(StageConfig):
     shared_prompts: Treatment = Field(
         "keep", description="Rows to train on whose prompt is also in eval_dataset; or quarantine them."
     )
+    publish_to: str = Field("", description="Where publisher is to copy the model, checked here; empty: nowhere.")
+    model_display_name: str = Field("", description="Name for the published model, checked here.")
     checks: Checks = Field(Checks(), description="What is tolerated of the data, and what happens beyond: see below.")
     seed: int = Field(0, ge=0, description="Draws which prompts are held out.")
     sft: dict[str, Any] = Field({}, description="Options of sft_trainer, checked here.")

@@ -79,7 +79,8 @@ def run(
         all rows read; warnings (checks that warn).
 
     Raises:
-        ConfigError: An option of another stage is unknown, of the wrong type or out of range.
+        ConfigError: An option of another stage is unknown, of the wrong type or out of range; or no model can be
+            written to `publish_to`.
         ModelError: The model reference cannot be used, or it has no chat template and is to have one.
         DataError: A source cannot be read or has no row that can be used; a check fails whose action is fail; the
             prompts of two sources end differently; there are fewer than two prompts with preferences, or, without
@@ -292,6 +293,20 @@ def _check_options_and_models(config: DataValidationConfig) -> None:
         if reference:
             say(STAGE, f"checking {parameter} {reference}")
             references.check(reference, parameter)
+    if config.publish_to:
+        _check_destination(config)
+
+
+def _check_destination(config: DataValidationConfig) -> None:
+    from rlhf.models.destination import Destination
+    from rlhf.publisher.config import PublisherConfig
+
+    PublisherConfig.parse({"publish_to": config.publish_to, "model_display_name": config.model_display_name})
+    destination = Destination(config.publish_to)
+    say(STAGE, f"checking publish_to {destination.name}")
+    # A run of cached steps may be about to publish what it published before.
+    if found := destination.check():
+        say(STAGE, f"warning: publish_to holds the model {found}, and any other will be refused there")
 
 
 def _steps(config: DataValidationConfig, metrics: dict[str, float]) -> dict[str, StepCount]:

@@ -1,23 +1,20 @@
 """The evaluator's page in a few lines of Markdown, for a pipeline's run page."""
 
-import re
-
 from rlhf.evaluator.page import Evaluation, remarks
 from rlhf.metrics import percent
-from rlhf.report.page import visible
+from rlhf.report.markdown import plain
 
 _MARKS = {True: "✓", False: "✗", None: "–"}
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|!~&])")
 
 
 def markdown(result: Evaluation) -> str:
     """The verdict with its reasons, what should be known before believing it, and the key numbers."""
     verdict, m = result.verdict, result.metrics
-    lines = [f"# {'Promote' if verdict.promote else 'Hold'}", "", _plain(verdict.headline), ""]
-    lines += [f"- {_MARKS[met]} {_plain(reason)}" for met, reason in verdict.reasons]
+    lines = [f"# {'Promote' if verdict.promote else 'Hold'}", "", plain(verdict.headline), ""]
+    lines += [f"- {_MARKS[met]} {plain(reason)}" for met, reason in verdict.reasons]
     warnings = [remark.text for remark in remarks(result) if remark.warning]
     if warnings:
-        lines += ["", "## Before you believe it", "", *(f"- {_plain(text)}" for text in warnings)]
+        lines += ["", "## Before you believe it", "", *(f"- {plain(text)}" for text in warnings)]
     lines += ["", "## Key numbers", "", "| | before | after |", "| --- | ---: | ---: |"]
     for label, name, digits in (
         ("Reward", "reward", 3),
@@ -29,14 +26,9 @@ def markdown(result: Evaluation) -> str:
     if "ended_after" in m:
         lines.append(f"| Ended by themselves | {percent(m['ended_before'])} | {percent(m['ended_after'])} |")
     lines += ["", "| judge | win rate | at equal lengths |", "| --- | ---: | ---: |"]
-    lines += [f"| {_plain(j.name)} | {_share(j.wins)} | {_share(j.controlled)} |" for j in result.judgements]
+    lines += [f"| {plain(j.name)} | {_share(j.wins)} | {_share(j.controlled)} |" for j in result.judgements]
     return "\n".join(lines) + "\n"
 
 
 def _share(found) -> str:
     return "–" if found.rate is None else f"{percent(found.rate)} ({percent(found.low)} to {percent(found.high)})"
-
-
-def _plain(text: str) -> str:
-    """Text that Markdown takes for text."""
-    return _SPECIAL.sub(r"\\\1", " ".join(visible(text).split()))

@@ -127,6 +127,7 @@ def test_a_component_gives_its_stage_every_path_and_only_settings_it_knows(stage
             ("ppo", "ppo_trainer", "PPOTrainer"),
             ("inference", "bulk_inference", "BulkInference"),
             ("evaluation", "evaluator", "Evaluator"),
+            ("publisher", "publisher", "Publisher"),
         ]
     }
     merges = [call for call in calls if call.func.id == "merge_options"]

@@ -93,12 +93,22 @@ def test_a_wrong_parameter_ends_before_anything_starts(inputs, tmp_path, change,
             "(Install adlfs",
         ),
         ({"large_model_reference": "/no/such/model"}, "large_model_reference '/no/such/model': no such folder"),
+        ({"publish_to": "hf://me/model"}, "publish_to: found 'hf://me/model', expected a folder on disk, or its URI: "),
         ({"ppo": {"learning_rat": 1}}, "unknown option 'ppo.learning_rat': did you mean 'learning_rate'? "),
         ({"reward": {"learning_rate": "fast"}}, "reward.learning_rate: found 'fast', expected: "),
         ({"reinforcement_learning_train_steps": -2}, "reinforcement_learning_train_steps: found -2, expected: "),
         ({"kl_coeff": 0.2, "ppo": {"kl_coeff": 0.1}}, "kl_coeff: found 0.1 in ppo, but it has a parameter of its own"),
     ],
-    ids=["no file", "no package", "no model", "unknown option", "wrong option", "out of range", "given twice"],
+    ids=[
+        "no file",
+        "no package",
+        "no model",
+        "no place",
+        "unknown option",
+        "wrong option",
+        "out of range",
+        "given twice",
+    ],
 )
 def test_what_only_the_first_stage_can_know_ends_the_run_there(inputs, tmp_path, change, says):
     path = tmp_path / "params.yaml"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from examples.demo import gold as gold_scores
 from examples.demo import posts
@@ -108,15 +109,24 @@ def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(l
 
 
 def test_the_same_seed_gives_the_same_model_and_the_same_figures(llama_demo, tmp_path):
-    """The demo's pipeline twice with few steps: bit-identical weights, equal metrics, times apart."""
+    """The demo's pipeline twice with few steps: bit-identical weights, equal metrics, times apart.
+
+    Under a rule that promotes any model, for both to be published.
+    """
     values = params.read(SETTINGS) | {"reward_model_train_steps": 4, "reinforcement_learning_train_steps": 2}
     values["sft"] = values["sft"] | {"train_steps": 8}
+    values["evaluation"] = values["evaluation"] | {"min_win_rate": 0, "kl_limit": 1000, "max_ended_drop": 1}
+    values["publish_to"] = str(tmp_path / "published")
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(values))
     for out in ("first", "again"):
-        run(llama_demo, "pipelines.run", "--params", str(tmp_path / "few.yaml"), "--out", str(tmp_path / out))
+        screen = run(llama_demo, "pipelines.run", "--params", str(tmp_path / "few.yaml"), "--out", str(tmp_path / out))
     first, again = (next((tmp_path / out).glob("rlhf-*")) for out in ("first", "again"))
     for file in ("sft-trainer/policy", "reward-trainer/reward_model", "ppo-trainer/tuned_policy"):
         assert (first / file / "model.safetensors").read_bytes() == (again / file / "model.safetensors").read_bytes()
+    assert "nothing to copy, this model is already in" in screen, "both runs publish the same model"
+    published = tmp_path / "published/model.safetensors"
+    assert published.read_bytes() == (first / "ppo-trainer/tuned_policy/model.safetensors").read_bytes()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "published")
     metrics = []
     for stages in (first, again):
         output = json.loads((stages / "evaluator/executor_output.json").read_text())

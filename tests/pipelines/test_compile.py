@@ -19,7 +19,9 @@ EXECUTORS = {
     "exec-bulk-inference": "bulk_inference",
     "exec-bulk-inference-2": "bulk_inference",
     "exec-evaluator": "evaluator",
+    "exec-publisher": "publisher",
 }
+WITHOUT_ACCELERATOR = {"data_validation", "publisher"}  # they run no model
 # Stage: accelerators, cores, memory. Written out, so that a change of a profile is a change of this table.
 KUBEFLOW_L4 = {
     "data_validation": (0, "4", "16Gi"),
@@ -28,6 +30,7 @@ KUBEFLOW_L4 = {
     "ppo_trainer": (1, "6", "24Gi"),
     "bulk_inference": (1, "6", "24Gi"),
     "evaluator": (1, "6", "24Gi"),
+    "publisher": (0, "4", "24Gi"),
 }
 VERTEX_L4 = {
     "data_validation": (0, "4", "16G"),
@@ -36,6 +39,7 @@ VERTEX_L4 = {
     "ppo_trainer": (1, "8", "32G"),
     "bulk_inference": (1, "8", "32G"),
     "evaluator": (1, "8", "32G"),
+    "publisher": (0, "4", "32G"),
 }
 
 
@@ -83,13 +87,19 @@ def test_every_stage_that_runs_a_model_asks_for_an_accelerator_by_its_literal_na
         EXECUTORS[name]: executor["container"]["resources"].get("accelerator", {}).get("resourceType")
         for name, executor in executors.items()
     }
-    assert types == {stage: None if stage == "data_validation" else accelerator for stage in STAGES}
+    assert types == {stage: None if stage in WITHOUT_ACCELERATOR else accelerator for stage in STAGES}
 
 
 @pytest.mark.parametrize("profile", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_every_shipped_profile_gives_every_model_stage_an_accelerator(profile):
     stages = load_profile(profile).stages
-    assert {stage for stage in STAGES if not stages[stage].count} == {"data_validation"}
+    assert {stage for stage in STAGES if not stages[stage].count} == WITHOUT_ACCELERATOR
+
+
+@pytest.mark.parametrize("profile", sorted(path.stem for path in FOLDER.glob("*.yaml")))
+def test_the_publisher_has_the_memory_of_the_trainers_whose_model_it_merges(profile):
+    stages = load_profile(profile).stages
+    assert stages["publisher"].memory == stages["ppo_trainer"].memory
 
 
 @pytest.mark.parametrize("platform", ["kubeflow", "vertex"])
@@ -117,7 +127,7 @@ def test_gpu_pods_get_shared_memory_a_toleration_an_optional_token_and_a_timeout
         assert secret["optional"]
         assert secret["keyToEnv"] == [{"envVar": "HF_TOKEN", "secretKey": "token"}]
         assert int(pod["activeDeadlineSeconds"]) >= 3600
-        if name != "exec-data-validation":
+        if EXECUTORS[name] not in WITHOUT_ACCELERATOR:
             (mount,) = pod["emptyDirMounts"]
             assert (mount["mountPath"], mount["medium"], mount["sizeLimit"]) == ("/dev/shm", "Memory", "8Gi")
             assert pod["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]

@@ -55,6 +55,14 @@ def two(how: str = "", options: dict = {}) -> Outputs:
     return Outputs(task.outputs["data"], task.outputs["metrics"])
 
 
+@dsl.pipeline(name="nested")
+def nested(how: str = "", options: dict = {}):
+    with dsl.If(how != "", name="outer"), dsl.ParallelFor(["a"], name="inner") as _:
+        first(how="", options=options)
+    with dsl.If(how != "never", name="condition"):
+        first(how=how, options=options).set_display_name("the-second")
+
+
 def run(how: str, root: Path):
     return local.run(two, {"how": how, "options": {"deep": {"er": "seven"}}}, root)
 
@@ -96,6 +104,13 @@ def test_an_error_for_the_user_is_its_one_line(tmp_path, capfd):
     assert "error:" not in shown  # it is shown once, by whoever catches it
     assert "the-first: failed" in shown
     assert "second" not in shown
+
+
+def test_stages_in_loops_and_conditions_and_after_them_are_heard_too(tmp_path, capfd):
+    with pytest.raises(local.StageFailed) as error:
+        local.run(nested, {"how": "error", "options": {"deep": {"er": "seven"}}}, tmp_path)
+    assert str(error.value) == "[first] error: prompt_dataset: found 'x', no such file"
+    assert capfd.readouterr().out.count("  [first] half way, loss 0.5\n") == 2
 
 
 def test_a_bug_shows_the_end_of_the_output_and_where_the_rest_is(tmp_path):

@@ -88,6 +88,10 @@ def test_a_dictionary_of_the_closed_pipeline_runs_with_warnings(pipeline):
     assert set(arguments) == {*REQUIRED, "model_display_name", "deploy_model"}
 
 
+def test_a_name_for_a_model_that_is_published_is_used(pipeline):
+    assert check({**REQUIRED, "model_display_name": "my-model", "publish_to": "out"}, pipeline)[1] == []
+
+
 def test_an_exponent_without_a_point_is_a_number(tmp_path):
     """PyYAML alone reads 3e-4 as text, which no user means."""
     values = read(file(tmp_path, "kl_coeff: 1e-1\nppo: {learning_rate: 3e-4, note: 3e}\n"))

@@ -28,6 +28,8 @@ def test_the_dag_is_that_of_the_design(spec):
         ("ppo-trainer", after),
         (before, "evaluator"),
         (after, "evaluator"),
+        ("evaluator", "publisher"),
+        ("ppo-trainer", "publisher"),
     }
     # Completions before tuning do not wait for the tuning.
     assert ("ppo-trainer", before) not in edges(spec)
@@ -56,14 +58,14 @@ def test_parameters_of_the_closed_pipeline_keep_names_types_and_defaults(spec):
             assert ours[name].default_value == theirs[name].default_value, name
 
 
-def test_every_parameter_reaches_a_stage_or_is_for_publishing(spec):
+def test_every_parameter_reaches_a_stage_or_is_for_a_platform(spec):
     used = {
         parameter.component_input_parameter
         for task in spec.root.dag.tasks.values()
         for parameter in task.inputs.parameters.values()
     }
-    publishing = {"model_display_name", "deploy_model", "tensorboard_resource_id", "encryption_spec_key_name"}
-    assert set(spec.root.input_definitions.parameters) - used == publishing
+    platforms_own = {"deploy_model", "tensorboard_resource_id", "encryption_spec_key_name"}
+    assert set(spec.root.input_definitions.parameters) - used == platforms_own
 
 
 def test_every_parameter_is_documented(spec):
@@ -81,15 +83,38 @@ def test_every_setting_of_a_later_stage_is_checked_by_the_first(spec):
         assert later <= first, name
 
 
-def test_the_pipeline_hands_back_the_report_the_models_and_every_stages_metrics(spec):
+def test_the_pipeline_hands_back_the_report_the_models_and_the_metrics_of_every_stage_that_always_runs(spec):
     handed_back = set(spec.root.output_definitions.artifacts)
     assert handed_back == set(Outputs._fields)
-    assert len([name for name in handed_back if name.endswith("_metrics")]) == len(tasks_of(spec))
+    assert len([name for name in handed_back if name.endswith("_metrics")]) == len(tasks_of(spec)) - len(["publisher"])
+
+
+def conditions_of(spec, dag, name: str, above: tuple[str, ...] = ()) -> tuple[str, ...] | None:
+    """The conditions under which the task of this name runs, outermost first."""
+    for task in dag.tasks.values():
+        here = (*above, *filter(None, [task.trigger_policy.condition]))
+        inner = spec.components[task.component_ref.name]
+        if inner.HasField("dag"):
+            if (found := conditions_of(spec, inner.dag, name, here)) is not None:
+                return found
+        elif task.task_info.name == name:
+            return here
+    return None
+
+
+def test_the_publisher_alone_is_under_conditions_that_there_is_a_place_and_the_verdict_is_promote(spec):
+    under = {name: conditions_of(spec, spec.root.dag, name) for name in tasks_of(spec)}
+    assert under.pop("publisher") == (
+        "inputs.parameter_values['pipelinechannel--publish_to'] != ''",
+        "inputs.parameter_values['pipelinechannel--evaluator-Output'] == 'promote'",
+    )
+    assert set(under.values()) == {()}
 
 
 def test_cached_steps_are_reused_by_default(spec):
     cached = {name: task.spec.caching_options.enable_cache for name, task in tasks_of(spec).items()}
     assert not cached.pop("data-validation"), "data may change under an unchanged URI"
+    assert not cached.pop("publisher"), "a folder may be cleared under an unchanged URI"
     assert all(cached.values())
 
 
@@ -105,4 +130,4 @@ def test_one_function_defines_the_dag_and_placement_sees_every_component():
         return component
 
     build(recording)
-    assert len(placed) == len(set(placed)) == 6
+    assert len(placed) == len(set(placed)) == 7

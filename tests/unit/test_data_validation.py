@@ -128,6 +128,13 @@ def test_a_source_without_a_usable_row_is_an_error_even_when_all_may_be_put_asid
         ({"preference_eval_fraction": 0}, ConfigError, "preference_eval_fraction: found 0"),
         ({"large_model_reference": "/no/model"}, ModelError, "large_model_reference '/no/model': no such folder"),
         ({"reward": {"base_model": "/no/model"}}, ModelError, "reward.base_model '/no/model': no such folder"),
+        ({"publish_to": "hf://me/mine"}, ConfigError, "publish_to: found 'hf://me/mine', expected a folder on disk"),
+        ({"publish_to": "/proc/mine"}, ConfigError, "publish_to '/proc/mine': cannot be written to"),
+        (
+            {"publish_to": "/tmp/mine", "model_display_name": "x" * 129},
+            ConfigError,
+            "model_display_name: found .* at most 128",
+        ),
         ({"eval_dataset": "/no/file.jsonl"}, DataError, "eval_dataset: /no/file.jsonl: no such file"),
     ],
 )
@@ -138,6 +145,18 @@ def test_a_wrong_parameter_fails_by_name_before_any_data_is_read(options, tmp_pa
     monkeypatch.setattr("rlhf.data.sources.Source.pieces", reads)
     with pytest.raises(error, match=says):
         validate(options | change, tmp_path)
+
+
+def test_a_model_that_is_published_there_already_is_a_warning_and_other_files_are_an_error(options, tmp_path, capsys):
+    """A run of cached steps publishes what it published before."""
+    folder = tmp_path / "published"
+    folder.mkdir()
+    (folder / "manifest.json").write_text('{"digest": "ab12", "files": {}}')
+    validate(options | {"publish_to": str(folder)}, tmp_path)
+    assert "warning: publish_to holds the model ab12, and any other will be refused" in capsys.readouterr().out
+    (folder / "manifest.json").rename(folder / "other.json")
+    with pytest.raises(ConfigError, match=r"holds 1 files .* that are no model published by this pipeline"):
+        validate(options | {"publish_to": str(folder)}, tmp_path)
 
 
 def test_options_of_other_stages_that_are_right_pass(options, tmp_path):
@@ -272,7 +291,7 @@ NOT_IN_THE_IMAGE = ["torch", "transformers", "datasets", "scipy", "rouge_score",
 def test_the_stage_needs_no_torch_and_nothing_else_that_only_other_stages_need(options, tmp_path):
     out = tmp_path / "out"
     job = {
-        "options": options,
+        "options": options | {"publish_to": str(tmp_path / "published")},
         "outputs": {
             **{name: str(out / name) for name in OUTPUTS},
             "report": str(out / "r.html"),
