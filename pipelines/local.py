@@ -4,6 +4,7 @@
 goes to `<root>/run.log`; a person is shown which stage runs, the lines it says of itself, and how long it took.
 """
 
+import builtins
 import contextlib
 import io
 import os
@@ -62,7 +63,7 @@ def run(pipeline: BaseComponent, arguments: dict[str, Any], root: str | Path) ->
     log_path = root / "run.log"
     with log_path.open("w", encoding="utf-8") as log:
         console = _Console(log, sys.stdout, _display_names(pipeline))
-        with _quiet(), _children_end_with_us(), _stages_find_the_terminal(), contextlib.redirect_stdout(console):
+        with _quiet(), _children_end_with_us(), _stages_find_the_terminal(), _printing_to(console):
             local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
             try:
                 return pipeline(**arguments).outputs
@@ -82,6 +83,7 @@ class _Console(io.TextIOBase):
         self._error: str | None = None
         self._started = 0.0
         self.failed: str | None = None
+        self._why = ""
 
     def write(self, text: str) -> int:
         *lines, self._line = (self._line + text).split("\n")
@@ -103,8 +105,10 @@ class _Console(io.TextIOBase):
             if finished[2] == "SUCCESS":
                 self._show(f"{self._name(finished[1])}: finished in {time.monotonic() - self._started:.1f} s")
             else:
-                self.failed = self._name(finished[1])
-                self._show(f"{self.failed}: failed after {time.monotonic() - self._started:.1f} s")
+                failed = self._name(finished[1])
+                self._show(f"{failed}: failed after {time.monotonic() - self._started:.1f} s")
+                if self.failed is None:  # after one within a loop or a condition, kfp.local goes on with what it can
+                    self.failed, self._why = failed, self._error or self._last_lines()
         elif line.startswith(self._indent) and (said := line.removeprefix(self._indent)).strip():
             self._tail.append(said.rstrip())
             if said == "}":  # the stage's inputs as JSON end here; what follows is the stage's own
@@ -122,13 +126,15 @@ class _Console(io.TextIOBase):
         self._screen.write(f"\r\x1b[2K{line}\n" if self._screen.isatty() else f"{line}\n")
         self._screen.flush()
 
+    def _last_lines(self) -> str:
+        return "\n".join(f"  {line}" for line in self._tail) or "  (it printed nothing)"
+
     def why_failed(self, log_path: Path) -> str:
-        if self._error:
-            return self._error
-        lines = "\n".join(f"  {line}" for line in self._tail) or "  (it printed nothing)"
+        if _ERROR.match(self._why):
+            return self._why
         return (
             f"{self.failed} ended without saying why: a bug, or it was killed, for example for want of memory.\n"
-            f"Its last lines:\n{lines}\nAll of its output: {log_path}"
+            f"Its last lines:\n{self._why}\nAll of its output: {log_path}"
         )
 
 
@@ -136,6 +142,20 @@ def _display_names(pipeline: BaseComponent) -> dict[str, str]:
     """Task names by the name under which kfp.local runs them, which is the component's."""
     tasks = tasks_of(pipeline.pipeline_spec).values()
     return {task.spec.component_ref.name.removeprefix("comp-"): task.name for task in tasks}
+
+
+@contextlib.contextmanager
+def _printing_to(console: TextIO) -> Iterator[None]:
+    """What is printed goes to the console, and `print` is again what it was afterwards.
+
+    `kfp.local` replaces it to indent; where tasks run side by side, one puts back what another had put there.
+    """
+    builtin = builtins.print
+    try:
+        with contextlib.redirect_stdout(console):
+            yield
+    finally:
+        builtins.print = builtin
 
 
 @contextlib.contextmanager

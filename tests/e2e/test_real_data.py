@@ -77,7 +77,10 @@ def run(files: dict[str, str], tmp_path: Path, **options: Any) -> dict[str, Any]
 
 
 def metrics(outputs: dict[str, Any], stage: str) -> dict[str, float]:
-    return outputs[f"{stage}_metrics"].metadata
+    found = outputs[f"{stage}_metrics"]
+    if isinstance(found, list):  # of tasks in a loop
+        (found,) = found
+    return found.metadata
 
 
 def dataset(tmp_path: Path, name: str, kind: str) -> list[dict[str, Any]]:

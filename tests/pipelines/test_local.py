@@ -1,5 +1,6 @@
 """What a person sees of a run on this machine, and how it ends when a stage does not come through."""
 
+import builtins
 import os
 import re
 import signal
@@ -111,6 +112,18 @@ def test_stages_in_loops_and_conditions_and_after_them_are_heard_too(tmp_path, c
         local.run(nested, {"how": "error", "options": {"deep": {"er": "seven"}}}, tmp_path)
     assert str(error.value) == "[first] error: prompt_dataset: found 'x', no such file"
     assert capfd.readouterr().out.count("  [first] half way, loss 0.5\n") == 2
+
+
+def test_tasks_side_by_side_leave_print_as_it_was(tmp_path):
+    before = builtins.print
+
+    @dsl.pipeline
+    def many():
+        with dsl.ParallelFor(list(range(6))) as _:
+            first(how="", options={"deep": {"er": "seven"}})
+
+    local.run(many, {}, tmp_path)
+    assert builtins.print is before
 
 
 def test_a_bug_shows_the_end_of_the_output_and_where_the_rest_is(tmp_path):

@@ -90,7 +90,7 @@ def test_an_epoch_is_a_pass_over_the_demonstrations_trained_on(demonstrations, l
 
 
 def test_microbatches_learn_what_the_whole_batch_learns(demonstrations, policy_folder, tmp_path):
-    options = {"train_steps": 10, "learning_rate_schedule": "constant", "eval_fraction": 0.0}
+    options = {"train_steps": 4, "learning_rate_schedule": "constant", "eval_fraction": 0.0}
     train(demonstrations, policy_folder, tmp_path / "whole", **options)
     train(demonstrations, policy_folder, tmp_path / "parts", microbatch_size=4, **options)
     whole, parts = (
