@@ -44,5 +44,5 @@ class BulkInferenceConfig(StageConfig):
     checkpoint_dir: str = Field(
         "",
         description="Folder or URI (gs://, s3://) where completions are kept as they come, for a restarted task to go "
-        "on from; empty keeps them beside the output. Removed when the stage has finished.",
+        "on from, by model and shard; empty keeps them beside the output. Removed when the stage has finished.",
     )

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 from rlhf.bulk_inference.config import BulkInferenceConfig
 from rlhf.bulk_inference.journal import Journal, Line
 from rlhf.data.store import read_dataset
@@ -65,7 +67,7 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
         "model": source.fingerprint,
         "shard": shard,
     }
-    journal = Journal(config.checkpoint_dir or f"{predictions}.parts", job)
+    journal = Journal(_kept_in(config.checkpoint_dir, source.fingerprint, shard) or f"{predictions}.parts", job)
     done = len(journal.lines)
     work = [(row, sample) for row in rows for sample in range(config.samples)]
     if done:
@@ -125,6 +127,12 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
         "ended": sum(line["finish_reason"] == "stop" for line in lines) / max(1, len(lines)),
         "prompts_cut": sum(cuts) / max(1, len(lines)),
     }
+
+
+def _kept_in(checkpoint_dir: str, model: str, shard: int) -> str:
+    """A pipeline gives several tasks, side by side, one checkpoint_dir: each has a folder of its own there."""
+    task = f"{xxhash.xxh3_64_hexdigest(model.encode())}-{shard}"
+    return checkpoint_dir and f"{checkpoint_dir.rstrip('/')}/{task}"
 
 
 def _shaped(config: BulkInferenceConfig, line: Line, row: dict[str, Any]) -> Line:

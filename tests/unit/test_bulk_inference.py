@@ -132,24 +132,34 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(prompts, policy_folder, 
 def test_half_a_line_that_a_killed_writer_left_is_asked_again(prompts, llama_folder, tmp_path):
     whole = answers(prompts, llama_folder)
     kept = tmp_path / "kept"
-    job = None
+    uri, job = None, None
 
     class Peek(Journal):
-        def __init__(self, uri, found):
-            nonlocal job
-            job = dict(found)
-            super().__init__(uri, found)
+        def __init__(self, *found):
+            nonlocal uri, job
+            uri, job = found
+            super().__init__(*found)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bulk_inference, "Journal", Peek)
         answers(prompts, llama_folder, checkpoint_dir=str(kept))
-    journal = Journal(str(kept), job)
+    journal = Journal(uri, job)
     journal.write({place: {**line, "prompt_cut": False} for place, line in enumerate(whole[:4])})
-    part = next(kept.glob("part-*"))
+    part = next(kept.glob("*/part-*"))
     part.write_bytes(part.read_bytes()[:-20])
-    assert len(Journal(str(kept), job).lines) == 3
+    assert len(Journal(uri, job).lines) == 3
     assert answers(prompts, llama_folder, checkpoint_dir=str(kept)) == whole
-    assert not kept.exists()
+    assert not any(kept.iterdir())
+
+
+def test_models_and_shards_of_one_pipeline_may_share_a_checkpoint_dir(
+    prompts, llama_folder, t5_folder, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(Transformers, "_generate", lambda *_: (_ for _ in ()).throw(Killed))
+    for model, shard in ((llama_folder, 0), (llama_folder, 1), (t5_folder, 0)):
+        with pytest.raises(Killed):
+            answers(prompts, model, checkpoint_dir=str(tmp_path / "kept"), shards=2, shard=shard)
+    assert len(list((tmp_path / "kept").iterdir())) == 3
 
 
 def test_completions_of_another_run_are_refused(prompts, llama_folder, monkeypatch, tmp_path):
