@@ -10,6 +10,7 @@ from pathlib import Path
 import docstring_parser
 import yaml
 from kfp.dsl.base_component import BaseComponent
+from kfp.dsl.structures import InputSpec, OutputSpec
 
 from components.images import STAGES
 
@@ -36,13 +37,11 @@ def render(stage: str) -> str:
         raise ValueError(f"{stage}: docstring and signature differ in {', '.join(sorted(set(names) ^ set(said)))}")
 
     input_rows = [
-        (f"`{name}`", _type_name(inputs[name].type), _default(inputs[name]), said[name])
-        for name in names
-        if name in inputs
+        (f"`{name}`", _type_name(inputs[name]), _default(inputs[name]), said[name]) for name in names if name in inputs
     ]
-    output_rows = [(f"`{name}`", _type_name(outputs[name].type), said[name]) for name in names if name in outputs]
+    output_rows = [(f"`{name}`", _type_name(outputs[name]), said[name]) for name in names if name in outputs]
     output_rows += [  # what the function returns, which KFP calls so
-        (f"`{name}`", _type_name(outputs[name].type), " ".join(docstring.returns.description.split()))
+        (f"`{name}`", _type_name(outputs[name]), " ".join(docstring.returns.description.split()))
         for name in outputs
         if name not in names
     ]
@@ -79,9 +78,10 @@ def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def _type_name(kind: str) -> str:
+def _type_name(spec: InputSpec | OutputSpec) -> str:
     """`system.Dataset@0.0.1` is a Dataset; types of parameters are plain names already."""
-    return kind.removeprefix("system.").split("@")[0]
+    name = spec.type.removeprefix("system.").split("@")[0]
+    return f"List[{name}]" if spec.is_artifact_list else name
 
 
 def _default(spec) -> str:

@@ -1,7 +1,7 @@
 """The `rlhf` pipeline: from preference data and a base model to a tuned model and a report."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -162,22 +162,13 @@ def build(place: Placement) -> BaseComponent:
             seed=seed,
             options=ppo,
         ).outputs
-        with dsl.ParallelFor(data["Output"], name="before") as shard:
-            before = (
-                generate(
-                    prompts=data["evaluation"], model=supervised["policy"], shard=shard, seed=seed, options=inference
-                )
-                .set_display_name("bulk-inference-before")
-                .outputs
-            )
-        with dsl.ParallelFor(data["Output"], name="after") as shard:
-            after = (
-                generate(
-                    prompts=data["evaluation"], model=tuned["tuned_policy"], shard=shard, seed=seed, options=inference
-                )
-                .set_display_name("bulk-inference-after")
-                .outputs
-            )
+
+        def completions(when: str, model: Any) -> dict[str, Any]:
+            with dsl.ParallelFor(data["Output"], name=when) as shard:
+                task = generate(prompts=data["evaluation"], model=model, shard=shard, seed=seed, options=inference)
+                return task.set_display_name(f"bulk-inference-{when}").outputs
+
+        before, after = completions("before", supervised["policy"]), completions("after", tuned["tuned_policy"])
         verdict = evaluate(
             predictions_before=dsl.Collected(before["predictions"]),
             predictions_after=dsl.Collected(after["predictions"]),

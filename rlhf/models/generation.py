@@ -1,6 +1,7 @@
 """Generation by transformers' `generate`, without what it spends on rows that are done and on copying its cache."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -68,16 +69,16 @@ def generate(
     return completions
 
 
-class RowProcessor(LogitsProcessor):
+class RowProcessor(LogitsProcessor, ABC):
     """A processor of logits that has something of its own for every row."""
 
+    @abstractmethod
     def of_rows(self, rows: torch.Tensor, hidden: int) -> "RowProcessor":
         """The same for some of the rows.
 
         Args:
             hidden: Tokens before those that it is shown.
         """
-        raise NotImplementedError
 
 
 class FewLeft(StoppingCriteria):

@@ -45,7 +45,7 @@ def page_of(rows: list[Row], digest: str = "d", **options) -> Page:
 def chromium(tmp_path_factory):
     """A driver of Debian's Chromium; `downloads` is where its downloads go."""
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):
+    if not (program and driver):  # they are no Python packages, so that make setup cannot install them; CI does
         pytest.skip("no Chromium with its driver: apt-get install chromium chromium-driver")
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 

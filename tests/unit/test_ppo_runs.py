@@ -22,6 +22,7 @@ def letters(prompts, completions, **columns):
     return [10.0 * text.count("o") / max(1, len(text)) for text in completions]
 """
 pytestmark = pytest.mark.slow
+# Not among the dependencies: it is taken where a user has installed it.
 with_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 STAGE_3 = {
     "sharding": "deepspeed",

@@ -9,6 +9,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.slow,
+    # Not among the dependencies: it is taken where a user has installed it.
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"),
 ]
 
