@@ -1,6 +1,7 @@
 """What a person sees of a run on this machine, and how it ends when a stage does not come through."""
 
 import builtins
+import io
 import os
 import re
 import signal
@@ -112,6 +113,21 @@ def test_stages_in_loops_and_conditions_and_after_them_are_heard_too(tmp_path, c
         local.run(nested, {"how": "error", "options": {"deep": {"er": "seven"}}}, tmp_path)
     assert str(error.value) == "[first] error: prompt_dataset: found 'x', no such file"
     assert capfd.readouterr().out.count("  [first] half way, loss 0.5\n") == 2
+
+
+def test_the_first_failure_is_said_though_other_tasks_ran_after_it(tmp_path):
+    # kfp.local runs tasks that do not need each other in an order that changes, so its lines are given here.
+    console = local._Console(io.StringIO(), io.StringIO(), {})
+    for line in (
+        "10:00:00.0 - INFO - Executing task 'one'",
+        "    [one] error: no room",
+        "10:00:01.0 - ERROR - Task 'one' finished with status FAILURE",
+        "10:00:01.0 - INFO - Executing task 'two'",
+        "    [two] half way",
+        "10:00:02.0 - ERROR - Task 'two' finished with status FAILURE",
+    ):
+        console.write(f"{line}\n")
+    assert (console.failed, console.why_failed(tmp_path)) == ("one", "[one] error: no room")
 
 
 def test_tasks_side_by_side_leave_print_as_it_was(tmp_path):
