@@ -31,7 +31,8 @@ both.
 
 QUARANTINE = """
 A preference of any shape may have a `margin` beside its other fields: by how much the chosen candidate is better, zero
-or more, as TRL's RewardTrainer takes it.
+or more, as TRL's RewardTrainer takes it. A row of `prompt`, `chosen` and `rejected` serves as a demonstration, too: of
+its chosen text.
 
 ## Quarantine
 
@@ -46,8 +47,8 @@ OUTPUT = """
 Parquet in shards, with `manifest.json` (rows, columns, digest of the content) and `template.json` (how prompts are
 rendered) beside them. Later stages refuse a folder without a manifest, rows of another digest, and data or models of
 another template. The digest is in the artifact's metadata, too: where something else lies under an artifact's URI
-than was described, the next stage says so. In the pipeline `data_validation` is never cached, for what lies under a
-URI may change while the URI does not.
+than was described, the next stage says so. In the pipeline `data_validation` is taken from the cache only while its
+files are what they were: [what is run again](serving.md#what-is-run-again).
 """
 
 CHECKS = """

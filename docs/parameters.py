@@ -4,16 +4,18 @@ import inspect
 import json
 import sys
 
+from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec.pipeline_spec_pb2 import ParameterType
 from pydantic.fields import FieldInfo
 
+from pipelines import rft, rlhf
 from pipelines.placement.local import place
-from pipelines.rlhf import build
 from rlhf.bulk_inference import BulkInferenceConfig
 from rlhf.config import StageConfig
 from rlhf.data_validation import DataValidationConfig
 from rlhf.data_validation.checks import Checks
 from rlhf.evaluator import EvaluatorConfig
+from rlhf.grpo_trainer import GRPOTrainerConfig
 from rlhf.ppo_trainer import PPOTrainerConfig
 from rlhf.reward_trainer import RewardTrainerConfig
 from rlhf.sft_trainer import SFTTrainerConfig
@@ -23,19 +25,38 @@ STRUCTS = {
     "sft": SFTTrainerConfig,
     "reward": RewardTrainerConfig,
     "ppo": PPOTrainerConfig,
+    "grpo": GRPOTrainerConfig,
     "inference": BulkInferenceConfig,
     "evaluation": EvaluatorConfig,
 }
 TYPES = {"STRING": "text", "NUMBER_INTEGER": "integer", "NUMBER_DOUBLE": "number", "BOOLEAN": "boolean"}
 # Options that a pipeline parameter of another name sets.
-BY_PARAMETER = {name: {"train_steps", "learning_rate_multiplier"} for name in ("reward", "ppo")}
+BY_PARAMETER = {name: {"train_steps", "learning_rate_multiplier"} for name in ("reward", "ppo", "grpo")}
 
 
 def render() -> str:
-    """The reference, as Markdown: the pipeline's parameters, then the options that each stage's mapping takes."""
-    pipeline = build(place)
+    """The reference, as Markdown: the pipelines' parameters, then the options that each stage's mapping takes."""
+    pipelines = {module.__name__.rpartition(".")[2]: module.build(place) for module in (rlhf, rft)}
+    text = ["<!-- Made from the code by `make docs`; do not edit. -->", "", "# Parameters"]
+    parameters = {}
+    for name, pipeline in pipelines.items():
+        parameters |= dict(pipeline.pipeline_spec.root.input_definitions.parameters)
+        how = "" if name == "rlhf" else f" (`make run PIPELINE={name}`, see [graders.md](graders.md))"
+        said = f"Of the `{name}` pipeline, in a file for `make run` and on a cluster alike{how}."
+        text += ["", said, "", *table(("Name", "Type", "Default", "What it is"), _rows(pipeline))]
+    for struct, config in STRUCTS.items():
+        options = _options(struct, config, parameters)
+        text += ["", f"## `{struct}`", "", *table(("Name", "Default", "What it is"), options)]
+        for name, field in config.model_fields.items():
+            if isinstance(field.default, StageConfig):
+                inner = _thresholds if isinstance(field.default, Checks) else _fields
+                text += ["", f"### `{struct}.{name}`", "", *table(*inner(field.default))]
+    return "\n".join([*text, ""])
+
+
+def _rows(pipeline: BaseComponent) -> list[tuple[str, ...]]:
     parameters = pipeline.pipeline_spec.root.input_definitions.parameters
-    rows = [
+    return [
         (
             f"`{name}`",
             TYPES.get(ParameterType.ParameterTypeEnum.Name(spec.parameter_type), "mapping"),
@@ -45,23 +66,6 @@ def render() -> str:
         for name in inspect.signature(pipeline.pipeline_func).parameters
         for spec in [parameters[name]]
     ]
-    text = [
-        "<!-- Made from the code by `make docs`; do not edit. -->",
-        "",
-        "# Parameters",
-        "",
-        "Of the `rlhf` pipeline, in a file for `make run` and on a cluster alike.",
-        "",
-        *table(("Name", "Type", "Default", "What it is"), rows),
-    ]
-    for struct, config in STRUCTS.items():
-        options = _options(struct, config, parameters)
-        text += ["", f"## `{struct}`", "", *table(("Name", "Default", "What it is"), options)]
-        for name, field in config.model_fields.items():
-            if isinstance(field.default, StageConfig):
-                inner = _thresholds if isinstance(field.default, Checks) else _fields
-                text += ["", f"### `{struct}.{name}`", "", *table(*inner(field.default))]
-    return "\n".join([*text, ""])
 
 
 def _options(struct: str, config: type[StageConfig], parameters: dict) -> list[tuple[str, ...]]:

@@ -1,17 +1,23 @@
-"""Draw a pipeline's DAG as SVG, from what it compiles to: `python -m pipelines.diagram > docs/images/rlhf.svg`.
+"""Draw each DAG as SVG, from what it compiles to: `python -m pipelines.diagram docs/images`.
 
 Every task has a column of its own; every layer has a row, with a track below it for each of its tasks. An artifact
 runs down from its producer to the producer's track, along it, and down its consumer's column. So all that is on a track
 comes from one task and all that is in a column goes to one, and crossings mean nothing.
 """
 
+import importlib
 import sys
 from graphlib import TopologicalSorter
 from html import escape
+from pathlib import Path
 from textwrap import wrap
 
 from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 
+from components.images import STAGES
+from pipelines import PIPELINES
+from pipelines.compile import PLACEMENTS
+from pipelines.placement.cluster import load_profile
 from pipelines.placement.local import place
 from pipelines.rlhf import build
 from pipelines.tasks import tasks_of
@@ -19,6 +25,12 @@ from pipelines.tasks import tasks_of
 COLUMN, BOX_WIDTH, BOX_HEIGHT = 126, 118, 42
 GAP, CHIP_LINE, CHIP_PADDING = 12, 14, 7  # between rows of things; height of a line of text; around it
 MARGIN = 20
+
+# What a profile says that asks for every step after the publisher.
+SERVED = {
+    "kubeflow": {"kserve": {}, "model_registry": {"url": "http://model-registry"}},
+    "vertex": {"serving": {"image": "vllm:1"}},
+}
 
 STYLE = """
 .paper { fill: #faf9f6; stroke: #e3e0d8; } .task { fill: #e4eef7; stroke: #1f6fb2; } .name { fill: #22262b; }
@@ -36,9 +48,21 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "Noto Sans", "Liberati
 
 
 def edges(spec: PipelineSpec) -> dict[tuple[str, str], list[str]]:
-    """{(producer, consumer): names of the artifacts that pass}, tasks by the names they are shown under."""
-    passed = {(up, task.name): task.artifacts.get(up, ()) for task in tasks_of(spec).values() for up in task.after}
-    return {pair: sorted(artifacts) for pair, artifacts in sorted(passed.items())}
+    """{(producer, consumer): names of the artifacts that pass}, tasks by the names they are shown under.
+
+    That one only waits for another is left out where it follows from the rest.
+    """
+    tasks = tasks_of(spec)
+    passed = {(up, task.name): task.artifacts.get(up, ()) for task in tasks.values() for up in task.after}
+
+    def waits_for(name: str, other: str) -> bool:
+        return any(up == other or waits_for(up, other) for up in tasks[name].after)
+
+    return {
+        (up, down): sorted(artifacts)
+        for (up, down), artifacts in sorted(passed.items())
+        if artifacts or not any(waits_for(via, up) for via in tasks[down].after if via != up)
+    }
 
 
 def layers(spec: PipelineSpec) -> list[list[str]]:
@@ -53,6 +77,8 @@ def layers(spec: PipelineSpec) -> list[list[str]]:
     for name in TopologicalSorter(consumers).static_order():
         depth[name] = 1 + max((depth[down] for down in consumers[name]), default=-1)
     height = max(depth.values())
+    connected = {name for pair in edges(spec) for name in pair}
+    depth |= {name: height for name in depth if name not in connected}  # what nothing waits for, and waits for nothing
     # "before" ahead of "after": of two in a layer, the one that could have run earlier comes first.
     ready = {name: max((height - depth[up] for up, down in edges(spec) if down == name), default=0) for name in depth}
     rows = [[] for _ in range(height + 1)]
@@ -72,7 +98,7 @@ def draw(spec: PipelineSpec) -> str:
         y += BOX_HEIGHT + GAP
         # The rightmost task has the upper track, so that a track never crosses its neighbour's way down.
         for name in reversed(row):
-            lines = max((len(artifacts) for (up, _), artifacts in passed.items() if up == name), default=0)
+            lines = max((max(1, len(artifacts)) for (up, _), artifacts in passed.items() if up == name), default=0)
             chip = lines * CHIP_LINE + CHIP_PADDING
             track[name] = y + chip / 2
             y += chip + GAP if lines else 0
@@ -129,5 +155,18 @@ def _text(kind: str, x: float, y: float, lines: list[str], line_height: float) -
     ]
 
 
+def drawn() -> dict[str, PipelineSpec]:
+    """{file: pipeline}: each one, and with what clusters add to it where a profile asks for all of it."""
+    found = {name: importlib.import_module(f"pipelines.{name}").build(place).pipeline_spec for name in PIPELINES}
+    for platform, settings in SERVED.items():
+        profile = load_profile(f"{platform}-l4")
+        cluster = "kubernetes" if platform == "kubeflow" else platform
+        profile = profile.model_validate(profile.model_dump(exclude_unset=True) | {cluster: settings})
+        placed = PLACEMENTS[platform].placement(profile, dict.fromkeys(STAGES, "image"))
+        found[f"rlhf-{platform}"] = build(placed).pipeline_spec
+    return found
+
+
 if __name__ == "__main__":
-    sys.stdout.write(draw(build(place).pipeline_spec))
+    for name, spec in drawn().items():
+        Path(sys.argv[1], f"{name}.svg").write_text(draw(spec), encoding="utf-8")

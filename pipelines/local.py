@@ -43,13 +43,19 @@ class StageFailed(Exception):
     """A stage failed; the message is its own one line, or the end of its output where it left none."""
 
 
-def run(pipeline: BaseComponent, arguments: dict[str, Any], root: str | Path) -> dict[str, Any]:
-    """Run `pipeline` with `kfp.local`, each stage in a process of this Python environment.
+def run(
+    pipeline: BaseComponent,
+    arguments: dict[str, Any],
+    root: str | Path,
+    runner: local.DockerRunner | None = None,
+) -> dict[str, Any]:
+    """Run `pipeline` with `kfp.local`, each stage in a process of this Python environment, or in a container.
 
     Args:
         pipeline: A function decorated with `dsl.pipeline`.
         arguments: Pipeline parameters, already checked (`pipelines.params`).
         root: Folder for the stages' outputs and `run.log`; made if missing.
+        runner: Runs stages in containers (`pipelines.containers.runner`).
 
     Returns:
         The pipeline's outputs by name: artifacts with `path` and `metadata`, parameters as values.
@@ -59,18 +65,31 @@ def run(pipeline: BaseComponent, arguments: dict[str, Any], root: str | Path) ->
         KeyboardInterrupt: On Ctrl-C and SIGTERM, after the running stage has been ended.
     """
     root = Path(root)
+    with _aloud(runner):
+        return _run(pipeline, arguments, root, runner or local.SubprocessRunner(use_venv=False))
+
+
+def _run(pipeline: BaseComponent, arguments: dict[str, Any], root: Path, runner: Any) -> dict[str, Any]:
     root.mkdir(parents=True, exist_ok=True)
     log_path = root / "run.log"
     with log_path.open("w", encoding="utf-8") as log:
         console = _Console(log, sys.stdout, _display_names(pipeline))
         with _quiet(), _children_end_with_us(), _stages_find_the_terminal(), _printing_to(console):
-            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+            local.init(runner, pipeline_root=str(root))
             try:
                 return pipeline(**arguments).outputs
             except RuntimeError:
                 if console.failed is None:
                     raise
                 raise StageFailed(console.why_failed(log_path)) from None
+
+
+def _aloud(runner: local.DockerRunner | None) -> contextlib.AbstractContextManager[None]:
+    if runner is None:
+        return contextlib.nullcontext()
+    from pipelines.containers import containers_that_fail_aloud  # only who has an engine needs its client
+
+    return containers_that_fail_aloud()
 
 
 class _Console(io.TextIOBase):
@@ -115,7 +134,7 @@ class _Console(io.TextIOBase):
                 self._tail.clear()
             if _ERROR.match(said):
                 self._error = said
-            elif _SAID.match(said):
+            elif _SAID.match(said) and not said.endswith("] started"):
                 self._show(f"  {said}")
 
     def _name(self, task: str) -> str:

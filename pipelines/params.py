@@ -3,6 +3,7 @@
 import difflib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ NOTHING_LOCALLY = {
     "tensorboard_resource_id": "event files are among the outputs of the stages",
     "encryption_spec_key_name": "outputs are written to this machine's disk as they are",
 }
+
+
+LONGEST_GRADER = 64 * 1024  # characters: parameters are kept with a run, and copied to each of its tasks
 
 
 class ParameterError(Exception):
@@ -71,8 +75,44 @@ def read(path: str | Path) -> dict[str, Any]:
     return values
 
 
-def check(values: dict[str, Any], pipeline: BaseComponent) -> tuple[dict[str, Any], list[str]]:
-    """Check parameters for a run on this machine.
+def with_graders(values: Any, at: str = "") -> Any:
+    """Parameters in which the files of graders, where they are on this machine, travel as text beside their names.
+
+    A grader is a mapping with `function: path/to/file.py` or `path/to/file.py:name`, wherever in the parameters.
+
+    Raises:
+        ParameterError: Such a file is not there, no text, or too long to travel.
+    """
+    if isinstance(values, list):
+        return [with_graders(value, f"{at}.{place}") for place, value in enumerate(values)]
+    if not isinstance(values, dict):
+        return values
+    values = {name: with_graders(value, f"{at}.{name}".strip(".")) for name, value in values.items()}
+    function = values.get("function")
+    if not isinstance(function, str) or values.get("source") or "://" in function:
+        return values
+    place = function if function.endswith(".py") else function.rpartition(":")[0]
+    if not place.endswith(".py"):
+        return values
+    try:
+        source = Path(place).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(
+            f"{at}.function: {place} cannot be read ({getattr(error, 'strerror', None) or error}), expected a file of "
+            "this machine, whose text is sent, or a URI"
+        ) from error
+    if len(source) > LONGEST_GRADER:
+        raise ParameterError(
+            f"{at}.function: {place} has {len(source):,} characters, expected at most {LONGEST_GRADER:,}; put what is "
+            "long into a package of the image, or the file where a URI reaches it"
+        )
+    return values | {"source": source}
+
+
+def check(
+    values: dict[str, Any], pipeline: BaseComponent, means_nothing: Mapping[str, str] = NOTHING_LOCALLY
+) -> tuple[dict[str, Any], list[str]]:
+    """Check parameters for a run, by default on this machine.
 
     A parameter given as null counts as not given. Whole floats are taken for integers and integers for floats, as
     KFP does.
@@ -80,6 +120,7 @@ def check(values: dict[str, Any], pipeline: BaseComponent) -> tuple[dict[str, An
     Args:
         values: Parameter names and values, for example from `read`.
         pipeline: A function decorated with `dsl.pipeline`.
+        means_nothing: Parameters that nothing acts on where the run will be, and why.
 
     Returns:
         The arguments to run the pipeline with, and warnings about parameters that mean nothing here.
@@ -98,9 +139,9 @@ def check(values: dict[str, Any], pipeline: BaseComponent) -> tuple[dict[str, An
                 errors.append(f"{name}: found {_shown(value)}, expected {_EXPECTED[kind]}")
             else:
                 arguments[name] = int(value) if kind == _Type.NUMBER_INTEGER else value
-                if name in NOTHING_LOCALLY and value:
-                    warnings.append(f"{name}: ignored, {NOTHING_LOCALLY[name]}")
-                if name == "model_display_name" and value and not values.get("publish_to"):
+                if name in means_nothing and value:
+                    warnings.append(f"{name}: ignored, {means_nothing[name]}")
+                elif name in ("model_display_name", "deploy_model") and value and not values.get("publish_to"):
                     warnings.append(f"{name}: ignored, nothing is published without publish_to")
         elif name in GONE:
             warnings.append(f"{name}: ignored, {GONE[name]}")

@@ -8,6 +8,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from components.bulk_inference.component import bulk_inference
 from components.data_validation.component import data_validation
+from components.data_validation.fingerprint import data_fingerprint
 from components.evaluator.component import evaluator
 from components.ppo_trainer.component import ppo_trainer
 from components.publisher.component import publisher
@@ -43,6 +44,7 @@ class Outputs(NamedTuple):
 
 def build(place: Placement) -> BaseComponent:
     """Define the pipeline with every task placed by `place`; the DAG itself is the same everywhere."""
+    identify = place(data_fingerprint)
     validate = place(data_validation)
     fine_tune = place(sft_trainer)
     train_reward_model = place(reward_trainer)
@@ -98,8 +100,8 @@ def build(place: Placement) -> BaseComponent:
             reinforcement_learning_train_steps: PPO updates.
             kl_coeff: Weight of the KL penalty; 0 leaves the reward model alone in charge.
             instruction: Text put before every prompt.
-            deploy_model: Deploy the tuned model to an endpoint, where the platform has them.
-            tensorboard_resource_id: Vertex TensorBoard to stream to, on Vertex.
+            deploy_model: Serve the published model: by KServe, or an endpoint of Vertex, where the profile has them.
+            tensorboard_resource_id: TensorBoard of Vertex AI that training is streamed to, on Vertex.
             encryption_spec_key_name: Customer-managed encryption key, on Vertex.
             demonstration_dataset: URI of demonstrations for supervised fine-tuning; empty skips it.
             publish_to: URI of a folder for the tuned model where the verdict is promote; empty publishes nothing.
@@ -112,7 +114,16 @@ def build(place: Placement) -> BaseComponent:
             evaluation: Options of evaluator.
         """
         # Never cached: what lies under a URI may have changed while the URI has not.
-        validated = validate(
+        identified = identify(
+            preference_dataset=preference_dataset,
+            prompt_dataset=prompt_dataset,
+            eval_dataset=eval_dataset,
+            demonstration_dataset=demonstration_dataset,
+            large_model_reference=large_model_reference,
+        )
+        identified.set_caching_options(False)
+        data = validate(
+            sources=identified.output,
             preference_dataset=preference_dataset,
             prompt_dataset=prompt_dataset,
             eval_dataset=eval_dataset,
@@ -135,9 +146,7 @@ def build(place: Placement) -> BaseComponent:
             inference=inference,
             evaluation_options=evaluation,
             options=data_validation,
-        )
-        validated.set_caching_options(False)
-        data = validated.outputs
+        ).outputs
         supervised = fine_tune(
             demonstrations=data["demonstrations"],
             base_model=large_model_reference,

@@ -14,6 +14,7 @@ from typing import Any
 from rlhf.config import StageConfig
 from rlhf.errors import ConfigError, DataError, RlhfError
 from rlhf.progress import say
+from rlhf.secrets import resolve
 
 
 @contextlib.contextmanager
@@ -82,7 +83,9 @@ def stage_job(stage: str, metrics: Any, parameters: Mapping[str, str] = {}) -> I
         parameters: The orchestrator's names of settings that errors name otherwise, by the latter.
     """
     started = time.monotonic()
+    say(stage, "started")  # before what takes long: loading libraries and models
     with stage_errors(stage):
+        resolve()
         job = Job(metrics)
         try:
             yield job
@@ -140,6 +143,7 @@ def main(
                 job = yaml.safe_load(file)
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        resolve()
         settings, paths = config.parse(_part(job, "options", path), "options"), _paths(job, run, path)
         for output in _part(job, "outputs", path).values():
             Path(output).parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,20 @@
 """Scalars over training, as TensorBoard event files."""
 
 import csv
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import DataError
+from rlhf.progress import say
 
 _NAMED = "TensorBoard logs"  # in messages
+# Of a job of Vertex AI that has a TensorBoard: what is written there is streamed to that.
+MIRROR_VARIABLE = "AIP_TENSORBOARD_LOG_DIR"
+MIRROR_SECONDS = 30.0
 _TAG_IN_NAME = re.compile(r"-tag-(.+)$")
 
 
@@ -21,10 +28,14 @@ class Tracker:
     def __init__(self, log_dir: str | Path | None):
         """Start; event files of an earlier try are removed, for what they hold is written again.
 
+        Where `AIP_TENSORBOARD_LOG_DIR` names a folder or a URI, the event files are copied there too, twice a minute.
+
         Args:
             log_dir: Folder for the event files; None writes nothing, as in all processes of a run but one.
         """
         self._writer = None
+        self._mirror = os.environ.get(MIRROR_VARIABLE, "") if log_dir is not None else ""
+        self._folder, self._mirrored = Path(log_dir or "."), time.monotonic()
         if log_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -36,10 +47,30 @@ class Tracker:
         if self._writer is not None:
             for tag, value in values.items():
                 self._writer.add_scalar(tag, value, step)
+            if self._mirror and time.monotonic() - self._mirrored >= MIRROR_SECONDS:
+                self._writer.flush()
+                self._copy()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+            if self._mirror:
+                self._copy()
+
+    def _copy(self) -> None:
+        """Whole files, since a store cannot append: they are small, and only grow, as their reader expects.
+
+        Training goes on where that fails; the event files are among the stage's outputs.
+        """
+        try:
+            fs, folder = file_system(self._mirror)
+            fs.makedirs(folder, exist_ok=True)
+            for file in self._folder.glob("events.out.tfevents.*"):
+                fs.put_file(str(file), f"{folder.rstrip('/')}/{file.name}")
+        except Exception as error:
+            say("tensorboard", f"{redacted(self._mirror)} cannot be written to, no more is streamed: {error}")
+            self._mirror = ""
+        self._mirrored = time.monotonic()
 
 
 def find_logs(path: str | Path) -> list[Path]:

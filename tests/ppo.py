@@ -8,10 +8,10 @@ import torch
 
 from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
+from rlhf.ppo.learner import Learner
+from rlhf.ppo.loop import Prompt, Run, RunState, train
+from rlhf.ppo.networks import Episode, Networks
 from rlhf.ppo_trainer.config import PPOTrainerConfig
-from rlhf.ppo_trainer.learner import Learner
-from rlhf.ppo_trainer.loop import Prompt, Run, RunState, train
-from rlhf.ppo_trainer.networks import Episode, Networks
 from rlhf.progress import Progress
 from rlhf.rewards.combined import Rewards
 

@@ -1,4 +1,4 @@
-"""What `rlhf.ppo_trainer.zero` makes of a small model's gradients, for torchrun: `-m tests.zero <stage>`."""
+"""What `rlhf.ppo.zero` makes of a small model's gradients, for torchrun: `-m tests.zero <stage>`."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import nn
 
-from rlhf.ppo_trainer.zero import Zero, unshard
+from rlhf.ppo.zero import Zero, unshard
 from rlhf.training import processes
 from tests.ppo import config_of
 

@@ -17,9 +17,9 @@ from rlhf.data.template import Template
 from rlhf.models.loading import prepare_torch
 from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
+from rlhf.ppo.loop import Prompt, Run, train
+from rlhf.ppo.networks import Networks
 from rlhf.ppo_trainer.config import PPOTrainerConfig
-from rlhf.ppo_trainer.loop import Prompt, Run, train
-from rlhf.ppo_trainer.networks import Networks
 from rlhf.progress import Progress
 from rlhf.rewards.combined import Rewards
 

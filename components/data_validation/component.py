@@ -7,7 +7,6 @@ from components.images import image
 
 @dsl.component(base_image=image("data_validation"), install_kfp_package=False)
 def data_validation(
-    preference_dataset: str,
     prompt_dataset: str,
     large_model_reference: str,
     preferences: dsl.Output[dsl.Dataset],
@@ -18,6 +17,7 @@ def data_validation(
     report: dsl.Output[dsl.HTML],
     findings: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    preference_dataset: str = "",
     eval_dataset: str = "",
     demonstration_dataset: str = "",
     instruction: str = "",
@@ -31,12 +31,15 @@ def data_validation(
     publish_to: str = "",
     model_display_name: str = "",
     seed: int = 0,
+    grader: dict = {},
     sft: dict = {},
     reward: dict = {},
     ppo: dict = {},
+    grpo: dict = {},
     inference: dict = {},
     evaluation_options: dict = {},
     options: dict = {},
+    sources: str = "",
 ) -> list[int]:
     """Read every input once, write it in one canonical form, and check the settings of all later stages.
 
@@ -45,7 +48,6 @@ def data_validation(
     a later stage asks for an accelerator.
 
     Args:
-        preference_dataset: URI of preferences, for example `input_text`, `candidate_0`, `candidate_1`, `choice`.
         prompt_dataset: URI of the prompts that the policy is tuned on.
         large_model_reference: Base model that the run tunes: Hugging Face id, path, URI or a short name.
         preferences: Canonical preferences: `id, prompt, chosen, rejected, split, position, margin`.
@@ -57,6 +59,8 @@ def data_validation(
         findings: The same as JSON, for programs.
         metrics: Rows by output, quarantined share, and, where the model has a tokenizer.json, the shares of prompts
             and completions with more tokens than the sequence lengths allow.
+        preference_dataset: URI of preferences, for example `input_text`, `candidate_0`, `candidate_1`, `choice`; empty
+            only where there is a grader, which takes the reward model's place.
         eval_dataset: URI of prompts to evaluate on, with human references if there are; empty holds out some of
             prompt_dataset, which are then not trained on.
         demonstration_dataset: URI of demonstrations for supervised fine-tuning; empty for none.
@@ -71,12 +75,17 @@ def data_validation(
         publish_to: Checked here, used by publisher: whether a model can be written there, by a file that is removed.
         model_display_name: Checked here, used by publisher.
         seed: Decides which prompts are held out.
+        grader: Checked here, used by grpo_trainer and evaluator; with it and without preference_dataset, the steps,
+            the multiplier and kl_coeff of reinforcement learning are grpo_trainer's.
         sft: Options of sft_trainer, checked here.
         reward: Options of reward_trainer, checked here.
         ppo: Options of ppo_trainer, checked here.
+        grpo: Options of grpo_trainer, checked here.
         inference: Options of bulk_inference, checked here.
         evaluation_options: Options of evaluator, checked here.
         options: Further options of this stage, by the names in `rlhf.data_validation.config`.
+        sources: What the files were when the run began (`data_fingerprint`). Not read: it is here so that a cached
+            result is taken only while they are the same.
 
     Returns:
         Numbers of the parts into which bulk_inference cuts the prompts, for a loop over them.
@@ -90,6 +99,8 @@ def data_validation(
         "ppo.learning_rate_multiplier": "reinforcement_learning_rate_multiplier",
         "ppo.kl_coeff": "kl_coeff",
     }
+    tuning = ("train_steps", "learning_rate_multiplier", "kl_coeff")
+    parameters |= {f"grpo.{name}": parameters[f"ppo.{name}"] for name in tuning} | {"grpo.grader": "grader"}
     with stage_job("data_validation", metrics, parameters) as job:
         from rlhf.data_validation.config import DataValidationConfig
         from rlhf.data_validation.stage import run
@@ -124,6 +135,15 @@ def data_validation(
                     learning_rate_multiplier=reinforcement_learning_rate_multiplier,
                     kl_coeff=kl_coeff,
                     seed=seed,
+                ),
+                grpo=merge_options(
+                    grpo,
+                    "grpo",
+                    train_steps=reinforcement_learning_train_steps,
+                    learning_rate_multiplier=reinforcement_learning_rate_multiplier,
+                    kl_coeff=kl_coeff,
+                    seed=seed,
+                    grader=grader or None,
                 ),
                 inference=merge_options(inference, "inference", seed=seed),
                 evaluation=merge_options(evaluation_options, "evaluation", seed=seed),

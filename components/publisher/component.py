@@ -14,7 +14,7 @@ def publisher(
     metrics: dsl.Output[dsl.Metrics],
     publish_to: str,
     model_display_name: str = "",
-):
+) -> str:
     """Make the tuned model a folder that servers load as it is, with a model card, and copy it to where they find it.
 
     An adapter is merged into its base. A reader of `publish_to` finds a whole model or none: config.json comes last. A
@@ -29,6 +29,9 @@ def publisher(
         metrics: Bytes and files of the model, files copied, and whether an adapter was merged.
         publish_to: Folder on disk, or its URI (file://, gs://, s3://); one for each model.
         model_display_name: What people call the model; empty: the base model's name with `-rlhf`.
+
+    Returns:
+        What people call the model.
     """
     from rlhf.job import merge_options, stage_job
 
@@ -45,3 +48,4 @@ def publisher(
         )
         job.log(run(config, model=model.path, evaluation=evaluation.path, published=published.path))
         job.describe(published)
+    return published.metadata["display_name"]

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
+from components.images import ImageError, local_images
 from examples.demo import gold as gold_scores
 from examples.demo import posts
 from pipelines import local, params, rlhf
-from pipelines.placement.local import place
+from pipelines.placement.local import in_containers, place
 
 ROOT = Path("build/demo")  # as in the parameter files beside this one
 UNLEASHED = 2  # times as many updates without the KL penalty: it takes some to find what the reward model overrates
@@ -32,6 +34,10 @@ def main() -> int:
     parser.add_argument(
         "--kl", type=float, help="kl_coeff (default: the parameter file's); 0: twice the updates, over-optimised"
     )
+    parser.add_argument("--runner", choices=("process", "docker"), default="process", help="default: %(default)s")
+    parser.add_argument("--registry", default="", help="of the images, with --runner docker")
+    parser.add_argument("--tag", default="", help="of the images, with --runner docker (default: the commit)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="another parameter's value")
     given = parser.parse_args()
     started = time.monotonic()
     try:
@@ -40,17 +46,21 @@ def main() -> int:
             values["kl_coeff"] = given.kl
         if given.kl == 0:
             values["reinforcement_learning_train_steps"] *= UNLEASHED
-        pipeline = rlhf.build(place)
+        for name, _, value in (each.partition("=") for each in given.set):
+            changed = yaml.safe_load(value)
+            values[name] = values[name] | changed if isinstance(changed, dict) else changed
+        images = built_images(given.registry, given.tag) if given.runner == "docker" else None
+        pipeline = rlhf.build(in_containers(images) if images else place)
         arguments, _ = params.check(values, pipeline)
         forget_last_run()
         make_inputs(given.arch, given.seed)
         made = time.monotonic()
-        outputs = local.run(pipeline, arguments, ROOT / "run")
+        outputs = local.run(pipeline, arguments, ROOT / "run", docker_runner() if images else None)
         ran = time.monotonic()
         probe_reward_model(outputs)
         probed = time.monotonic()
         summary = conclude(outputs, made - started, ran - made, probed - ran)
-    except params.ParameterError as error:
+    except (params.ParameterError, ImageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except local.StageFailed as error:
@@ -68,6 +78,29 @@ def main() -> int:
         f"report: {ROOT / 'report.html'}\nsummary: {ROOT / 'summary.json'}"
     )
     return 0
+
+
+def built_images(registry: str, tag: str) -> dict[str, str]:
+    """The stages' images on this machine.
+
+    Raises:
+        ImageError: Not all are there.
+    """
+    from containers.build import default_tag, git
+    from pipelines.containers import check_images
+
+    images = local_images(registry, tag or default_tag(dirty=git("status", "--porcelain") != ""))
+    check_images(images.values())
+    return images
+
+
+def docker_runner() -> Any:
+    """Runs stages in containers that read what the demo made."""
+    from pipelines.containers import runner
+
+    for weights in ROOT.glob("*/*.safetensors"):
+        weights.chmod(0o644)  # safetensors gives files to their owner alone, and who is root here is not so in there
+    return runner([ROOT])
 
 
 def forget_last_run() -> None:

@@ -281,7 +281,10 @@ def _trl(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     prompt = {"prompt": _text(row, "prompt")}
     if kind == "preferences":
         return prompt | {"chosen": _text(row, "chosen"), "rejected": _text(row, "rejected")}
-    return prompt | _answer(row, "label" if row.get("completion") is None and "label" in row else "completion", kind)
+    answers = [name for name in ("completion", "label") if row.get(name) is not None]
+    if kind == "demonstrations" and not answers and row.get("chosen") is not None:
+        answers = ["chosen"]  # of a pair, the better one demonstrates
+    return prompt | _answer(row, answers[0] if answers else "label" if "label" in row else "completion", kind)
 
 
 def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:

@@ -166,6 +166,11 @@ class Source:
         """The files' names, in the order they are read."""
         self.size = sum(self._sizes.values())
 
+    def infos(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each file's name, and what its store says of it."""
+        for file, (fs, path) in self._files.items():
+            yield file, fs.info(path)
+
     def pieces(self) -> Iterator[Piece]:
         """Every row of every file, in order; a blank line is none. Rows of small files come together in one piece.
 

@@ -114,11 +114,10 @@ def _sizes(config: DataValidationConfig, result: Audit, resolved: Resolved, inde
     prompts, evaluation = (
         index.column(f"select count(distinct prompt_key) from {name}")[0] for name in ("prompts", "evaluation")
     )
-    checks = config.checks
+    checks, pairs = config.checks, resolved.pairs_train
+    if config.preference_dataset:
+        result.verdicts.append(at_least("pairs", "preferences", pairs, checks.pairs, f"{pairs:,} pairs to train on."))
     result.verdicts += [
-        at_least(
-            "pairs", "preferences", resolved.pairs_train, checks.pairs, f"{resolved.pairs_train:,} pairs to train on."
-        ),
         at_least("prompts", "prompts", prompts, checks.prompts, f"{prompts:,} distinct prompts to train on."),
         at_least(
             "evaluation",
@@ -132,6 +131,8 @@ def _sizes(config: DataValidationConfig, result: Audit, resolved: Resolved, inde
 
 def _pairs(config: DataValidationConfig, result: Audit, resolved: Resolved) -> None:
     pairs, checks = resolved.pairs, config.checks
+    if not config.preference_dataset:
+        return
     aside = {
         "duplicates": "they are in quarantine" if config.duplicates == "quarantine" else "they are kept",
         "contradictions": "all are in quarantine" if config.contradictions == "quarantine" else "all are kept",

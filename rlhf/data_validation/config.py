@@ -19,7 +19,9 @@ class DataValidationConfig(StageConfig):
     It also takes the other stages' options, only to check them: a typing error ends the run here, not after hours.
     """
 
-    preference_dataset: str = Field(min_length=1, description=f"Pairs with a choice: {_URIS}.")
+    preference_dataset: str = Field(
+        "", description=f"Pairs with a choice: {_URIS}; empty only where a grader takes the reward model's place."
+    )
     prompt_dataset: str = Field(min_length=1, description=f"Prompts for reinforcement learning: {_URIS}.")
     eval_dataset: str = Field(
         "",
@@ -62,5 +64,11 @@ class DataValidationConfig(StageConfig):
     sft: dict[str, Any] = Field({}, description="Options of sft_trainer, checked here.")
     reward: dict[str, Any] = Field({}, description="Options of reward_trainer, checked here.")
     ppo: dict[str, Any] = Field({}, description="Options of ppo_trainer, checked here.")
+    grpo: dict[str, Any] = Field({}, description="Options of grpo_trainer, checked here.")
     inference: dict[str, Any] = Field({}, description="Options of bulk_inference, checked here.")
     evaluation: dict[str, Any] = Field({}, description="Options of evaluator, checked here.")
+
+    @property
+    def is_graded(self) -> bool:
+        """Whether the run has a grader and no preferences."""
+        return not self.preference_dataset and bool(self.grpo.get("grader"))

@@ -210,6 +210,9 @@ def _quarantine(
 
 def _hold_out_pairs(config: DataValidationConfig, data: Written, index: Index, again: bool = False) -> None:
     """Mark the pairs held out, and where a side of the split would be empty, or was before, write the split again."""
+    if not config.preference_dataset:  # a grader takes their place
+        index.add_column("preferences", "held_out", "false")
+        return
     rows, distinct = index.query("select count(*), count(distinct prompt_key) from preferences")[0]
     if distinct < 2:
         raise DataError(

@@ -31,6 +31,7 @@ from rlhf.data_validation.resolve import resolve
 from rlhf.data_validation.steps import StepCount
 from rlhf.data_validation.suffix import detect
 from rlhf.data_validation.tokens import load_tokenizer
+from rlhf.errors import ConfigError
 from rlhf.metrics import percent
 from rlhf.models import references
 from rlhf.progress import Progress, say
@@ -79,8 +80,8 @@ def run(
         all rows read; warnings (checks that warn).
 
     Raises:
-        ConfigError: An option of another stage is unknown, of the wrong type or out of range; or no model can be
-            written to `publish_to`.
+        ConfigError: An option of another stage is unknown, of the wrong type or out of range; a grader's file cannot
+            be read or has no such function; or no model can be written to `publish_to`.
         ModelError: The model reference cannot be used, or it has no chat template and is to have one.
         DataError: A source cannot be read or has no row that can be used; a check fails whose action is fail; the
             prompts of two sources end differently; there are fewer than two prompts with preferences, or, without
@@ -278,15 +279,25 @@ def _column(tables: Sequence[pa.Table], name: str) -> list[str]:
 def _check_options_and_models(config: DataValidationConfig) -> None:
     from rlhf.bulk_inference.config import BulkInferenceConfig
     from rlhf.evaluator.config import EvaluatorConfig
+    from rlhf.grpo_trainer.config import GRPOTrainerConfig
     from rlhf.ppo_trainer.config import PPOTrainerConfig
     from rlhf.reward_trainer.config import RewardTrainerConfig
+    from rlhf.rewards.check import check_grader
     from rlhf.sft_trainer.config import SFTTrainerConfig
 
     SFTTrainerConfig.parse(config.sft, "sft")
     reward = RewardTrainerConfig.parse(config.reward, "reward")
-    PPOTrainerConfig.parse(config.ppo, "ppo")
+    ppo = PPOTrainerConfig.parse(config.ppo, "ppo")
+    grpo = GRPOTrainerConfig.parse(config.grpo, "grpo")
     BulkInferenceConfig.parse(config.inference, "inference")
-    EvaluatorConfig.parse(config.evaluation, "evaluation")
+    evaluation = EvaluatorConfig.parse(config.evaluation, "evaluation")
+    if not config.preference_dataset and grpo.grader is None:
+        raise ConfigError(
+            "preference_dataset: found '', expected a URI of preferences; only a grader makes them unnecessary"
+        )
+    for grader in (grpo.grader, *ppo.reward_functions, evaluation.grader, *evaluation.graders):
+        if grader is not None:
+            check_grader(grader)
 
     models = {"large_model_reference": config.large_model_reference, "reward.base_model": reward.base_model}
     for parameter, reference in models.items():
@@ -321,8 +332,14 @@ def _steps(config: DataValidationConfig, metrics: dict[str, float]) -> dict[str,
     counts = {
         "sft_trainer": StepCount(int(metrics["rows_demonstrations"]), sft.batch_size, sft.train_steps, sft.epochs),
         "reward_trainer": StepCount(int(metrics["pairs_train"]), reward.batch_size, reward.train_steps),
-        "ppo_trainer": StepCount(int(metrics["rows_prompts"]), ppo.batch_size, ppo.train_steps),
+        "ppo_trainer": StepCount(int(metrics["rows_prompts"]), ppo.batch_size // ppo.group_size, ppo.train_steps),
     }
+    if config.is_graded:
+        from rlhf.grpo_trainer.config import GRPOTrainerConfig
+
+        grpo = GRPOTrainerConfig.parse(config.grpo, "grpo")
+        groups = grpo.batch_size // grpo.group_size
+        counts = {"grpo_trainer": StepCount(int(metrics["rows_prompts"]), groups, grpo.train_steps)}
     return {stage: count for stage, count in counts.items() if count.rows}
 
 

@@ -15,7 +15,7 @@ class EvaluatorConfig(StageConfig):
         ge=0,
         lt=1,
         description="Promote only if the lower end of the 95 % interval of the length-controlled win rate by the "
-        "reward model is above.",
+        "reward model, or else by `grader`, is above.",
     )
     tie_margin: float = Field(
         0.0, ge=0, description="Reward differences up to this, in the reward model's unit, are ties."
@@ -35,6 +35,9 @@ class EvaluatorConfig(StageConfig):
     )
     rouge_stemming: bool = Field(
         False, description="ROUGE over Porter stems. Off as in Hugging Face `evaluate`; set it to compare with others."
+    )
+    grader: RewardFunction | None = Field(
+        None, description="The grader that the policy was tuned with; where there is no reward model, it decides."
     )
     graders: list[RewardFunction] = Field(
         [],

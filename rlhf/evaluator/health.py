@@ -187,5 +187,5 @@ def _monotonous(before: Health, after: Health) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    *first, last = ("the " + name if name == "reward model" else name for name in names)
+    *first, last = ("the " + name if name in ("reward model", "grader") else name for name in names)
     return f"{', '.join(first)} and {last}" if first else last

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlhf.data.template import Template
-from rlhf.errors import ModelError
+from rlhf.errors import ModelError, TrainingError
 from rlhf.evaluator.compare import Controlled, length_controlled, outcomes_of
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.judge import judge
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rlhf.models.scoring import RewardModel
 
 STAGE = "evaluator"
-REWARD_MODEL = "reward model"
+REWARD_MODEL, GRADER = "reward model", "grader"
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Judgement:
     @property
     def slug(self) -> str:
         """The name as part of a metric's."""
+        if self.name in (REWARD_MODEL, GRADER):
+            return {REWARD_MODEL: "reward", GRADER: "grade"}[self.name]
         return "".join(c if c.isalnum() else "_" for c in self.name.lower())
 
 
@@ -98,23 +100,81 @@ def by_reward_model(
     return judgement, model.card
 
 
-def by_graders(config: EvaluatorConfig, pairs: Sequence[Pair]) -> list[Judgement]:
+def by_run_grader(config: EvaluatorConfig, pairs: Sequence[Pair], template: Template) -> list[Judgement]:
+    """The judgement of the grader that the policy was tuned with, of references and further models too; and of each of
+    its parts, where there are several.
+
+    Raises:
+        ConfigError: It cannot be loaded.
+        ModelError: A reward model that is part of it cannot be loaded.
+        TrainingError: It fails, or grades none of the completions.
+    """
+    from rlhf.rewards.combined import Rewards, Scored
+    from rlhf.rewards.groups import flattened, make_grader
+
+    texts = {"before": [p.before.prediction for p in pairs], "after": [p.after.prediction for p in pairs]}
+    texts |= {name: [p.others[name].prediction for p in pairs] for name in pairs[0].others}
+    with_reference = [p for p in pairs if p.reference is not None]
+    with ExitStack() as stack:
+        parts = [stack.enter_context(closing(make_grader(each, template))) for each in flattened(config.grader)]
+        rewards = Rewards(None, 1.0, parts)
+
+        def graded(rows: Sequence[Pair], completions: Sequence[str]) -> Scored:
+            columns = {"id": [p.id for p in rows], "reference": [p.reference for p in rows]}
+            return rewards.score([p.prompt for p in rows], [p.original for p in rows], list(completions), columns)
+
+        found = {name: graded(pairs, said) for name, said in texts.items()}
+        references = graded(with_reference, [p.reference for p in with_reference]) if with_reference else None
+    faults = [words for each in (found["before"], found["after"]) for words in each.faults.values()]
+    totals = {name: [_finite(grade) for grade in each.total] for name, each in found.items()}
+    if not any(grade is not None for grade in totals["before"] + totals["after"]):
+        raise TrainingError(
+            f"evaluation.grader: it gave no completion a grade ({faults[0] if faults else 'only None'})"
+        )
+    remarks = [f"{len(faults):,} completions could not be graded, the first: {faults[0]}."] if faults else []
+    known = [] if references is None else zip(with_reference, references.total, strict=True)
+    main = _by_scores(
+        GRADER,
+        config,
+        pairs,
+        totals.pop("before"),
+        totals.pop("after"),
+        reference={p.id: grade for p, grade in known if math.isfinite(grade)},
+        others={name: grades for name, grades in totals.items() if None not in grades},
+        tie_margin=config.tie_margin,
+        remarks=remarks,
+    )
+    names = list(found["before"].parts) if len(parts) > 1 else []
+    of_parts = [
+        _by_scores(
+            name, config, pairs, *([_finite(g) for g in found[when].parts[name]] for when in ("before", "after"))
+        )
+        for name in names
+    ]
+    return [main, *of_parts]
+
+
+def _finite(grade: float | None) -> float | None:
+    return grade if grade is not None and math.isfinite(grade) else None
+
+
+def by_graders(config: EvaluatorConfig, pairs: Sequence[Pair], template: Template) -> list[Judgement]:
     """Judgements of the functions that the options name.
 
     Raises:
         ConfigError: One cannot be loaded.
         TrainingError: One raises, hangs or does not return a grade for each completion.
     """
-    from rlhf.rewards.functions import FunctionReward
+    from rlhf.rewards.groups import make_grader
 
     found = []
     for grader in config.graders:
         columns = {"id": [p.id for p in pairs], "reference": [p.reference for p in pairs]}
-        prompts = [p.original for p in pairs]
-        with closing(FunctionReward(grader)) as function:
+        with closing(make_grader(grader, template)) as function:
+            prompts = [p.prompt if function.reads_rendered else p.original for p in pairs]
             before = function.grade(prompts, [p.before.prediction for p in pairs], columns)
             after = function.grade(prompts, [p.after.prediction for p in pairs], columns)
-        found.append(_by_scores(grader.name, config, pairs, before, after))
+        found.append(_by_scores(grader.name, config, pairs, [*map(_finite, before)], [*map(_finite, after)]))
     return found
 
 
@@ -162,7 +222,7 @@ def _by_scores(
     before: Sequence[float | None],
     after: Sequence[float | None],
     tie_margin: float = 0.0,
-    **more: Mapping,
+    **more: Any,
 ) -> Judgement:
     known = [[math.nan if score is None else score for score in scores] for scores in (before, after)]
     outcomes = outcomes_of(*known, tie_margin)

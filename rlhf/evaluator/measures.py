@@ -9,7 +9,7 @@ from rlhf.evaluator import health
 from rlhf.evaluator.compare import Interval, bradley_terry, outcomes_of, paired_difference, rows_needed
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.health import Health
-from rlhf.evaluator.judgements import REWARD_MODEL, Judgement
+from rlhf.evaluator.judgements import Judgement
 from rlhf.evaluator.pairs import Pair
 from rlhf.evaluator.texts import bertscore, bleu, chrf
 from rlhf.metrics import ROUGE_TYPES, Rouge, Share, rouge
@@ -41,7 +41,7 @@ def measure(
     """Measure.
 
     Args:
-        judgements: The reward model's first.
+        judgements: The main one first.
         card: The reward model's.
     """
     sides = {"before": [p.before for p in pairs], "after": [p.after for p in pairs]}
@@ -59,7 +59,7 @@ def measure(
         known = all(p.finish_reason is not None for p in predictions)
         flat |= _of_health(side, found[side], known) | {f"tokens_{side}": fmean(p.tokens for p in predictions)}
     for judgement in judgements:
-        flat |= _of_judgement(config, judgement)
+        flat |= _of_judgement(config, judgement, judgement is judgements[0])
     beyond = _beyond(judgements[0], card)
     if beyond:
         flat |= {"reward_beyond_training_before": beyond[0].rate, "reward_beyond_training_after": beyond[1].rate}
@@ -92,8 +92,8 @@ def _of_health(side: str, found: Health, endings_known: bool) -> dict[str, float
     return flat | {f"ended_{side}": found.ended if endings_known else None}
 
 
-def _of_judgement(config: EvaluatorConfig, judgement: Judgement) -> dict[str, float | None]:
-    prefix = "" if judgement.name == REWARD_MODEL else f"{judgement.slug}_"
+def _of_judgement(config: EvaluatorConfig, judgement: Judgement, main: bool) -> dict[str, float | None]:
+    prefix = "" if main else f"{judgement.slug}_"
     wins, controlled = judgement.wins, judgement.controlled
     flat: dict[str, float | None] = {
         f"{prefix}win_rate": wins.rate,
@@ -109,7 +109,7 @@ def _of_judgement(config: EvaluatorConfig, judgement: Judgement) -> dict[str, fl
         f"{prefix}rows_needed": None if wins.rate is None else rows_needed(wins.rate),
     }
     if judgement.before is not None and judgement.after is not None:
-        name = "reward" if judgement.name == REWARD_MODEL else judgement.slug
+        name = judgement.slug
         both = [
             (b, a)
             for b, a, outcome in zip(judgement.before, judgement.after, judgement.outcomes, strict=True)
@@ -126,9 +126,9 @@ def _of_judgement(config: EvaluatorConfig, judgement: Judgement) -> dict[str, fl
 
 
 def _strengths(config: EvaluatorConfig, pairs: Sequence[Pair], judgement: Judgement) -> Mapping[str, Interval]:
-    """Of all models, and of the people who wrote the references, by the reward model."""
+    """Of all models, and of the people who wrote the references, by the main judge."""
     scores: dict[str, Mapping[str, float]] = {
-        name: dict(zip((p.id for p in pairs), values, strict=True))
+        name: {p.id: score for p, score in zip(pairs, values, strict=True) if score is not None}
         for name, values in {"before": judgement.before, "after": judgement.after, **judgement.others}.items()
     }
     if judgement.reference:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from rlhf.data.chat import without_marks
 from rlhf.evaluator import health
 from rlhf.evaluator.config import EvaluatorConfig
-from rlhf.evaluator.judgements import Judgement
+from rlhf.evaluator.judgements import REWARD_MODEL, Judgement
 from rlhf.evaluator.measures import Measures
 from rlhf.evaluator.pairs import Pair
 from rlhf.evaluator.predictions import Prediction
@@ -42,18 +42,23 @@ class Evaluation:
 
     pairs: Sequence[Pair]
     judgements: Sequence[Judgement]
-    """The reward model's first."""
+    """The main one first: the reward model's, or the grader's where there is none."""
     measures: Measures
     verdict: Verdict
     metrics: Mapping[str, float]
     logs: Mapping[str, Mapping[str, Series]]
-    """{"sft" | "reward" | "ppo": {tag: series}}."""
+    """{"sft" | "reward" | "ppo" | "grpo": {tag: series}}."""
     digest: str
     """Of what is compared: votes on the page are kept under it."""
 
     @property
     def main(self) -> Judgement:
         return self.judgements[0]
+
+    @property
+    def unit(self) -> str:
+        """What the main judge gives: reward, or grade."""
+        return "reward" if self.main.name == REWARD_MODEL else "grade"
 
 
 def evaluation_page(config: EvaluatorConfig, result: Evaluation) -> Page:
@@ -67,7 +72,7 @@ def evaluation_page(config: EvaluatorConfig, result: Evaluation) -> Page:
     if curves:
         sections.append(Section("Training", curves, "training"))
     sections += [
-        Section("Rewards", _rewards(result), "rewards"),
+        Section(f"{result.unit.capitalize()}s", _rewards(result), "rewards"),
         Section("Health of the texts", _health(result), "health"),
         Section("Side by side", _side_by_side(config, result), "side-by-side", script=SCRIPT),
     ]
@@ -158,6 +163,7 @@ def _prompt_sensitivity(reward_logs: Mapping[str, Series]) -> list[Remark]:
 
 def _numbers(result: Evaluation) -> Markup:
     m = result.metrics
+    unit, slug = result.unit.capitalize(), result.main.slug
     controlled, wins = result.main.controlled, result.main.wins
     if controlled.rate is None or wins.rate is None:
         win = ("Win rate", "none", f"all {wins.ties:,} pairs are ties")
@@ -166,7 +172,7 @@ def _numbers(result: Evaluation) -> Markup:
         win = ("Win rate", percent(controlled.rate), f"at equal lengths; {interval}")
     cards = [
         win,
-        ("Reward", _signed(m["reward_after"] - m["reward_before"]), "mean, after minus before"),
+        (unit, _signed(m[f"{slug}_after"] - m[f"{slug}_before"]), "mean, after minus before"),
         ("KL", f"{m['kl']:.2f}" if "kl" in m else "–", "nats per completion"),
         ("Length", f"{m['tokens_after']:.1f}", f"tokens, {m['tokens_before']:.1f} before"),
     ]
@@ -177,7 +183,7 @@ def _numbers(result: Evaluation) -> Markup:
         cards.append(("ROUGE-L", f"{m['rouge_l_after']:.3f}", f"{m['rouge_l_before']:.3f} before; decides nothing"))
     references = [p.reference for p in result.pairs if p.reference is not None]
     texts = ([p.before.prediction for p in result.pairs], [p.after.prediction for p in result.pairs], references)
-    rows = [_row("Reward, mean", m["reward_before"], m["reward_after"], m.get("reward_reference"))]
+    rows = [_row(f"{unit}, mean", m[f"{slug}_before"], m[f"{slug}_after"], m.get(f"{slug}_reference"))]
     rows += [
         _row(f"{judgement.name}, mean", m[f"{judgement.slug}_before"], m[f"{judgement.slug}_after"])
         for judgement in result.judgements[1:]
@@ -197,8 +203,8 @@ def _numbers(result: Evaluation) -> Markup:
     rows.append(_row("Empty, %", 100 * m["empty_before"], 100 * m["empty_after"], digits=1))
     caption = (
         f"{_count(len(result.pairs), 'prompt')}; ROUGE (F measure), BLEU and chrF (0 to 100) over those "
-        f"{len(references):,} that have a reference. Rewards are in the reward model's own unit; only differences mean "
-        "something."
+        f"{len(references):,} that have a reference. {unit}s are in the {result.main.name}'s own unit; only "
+        "differences mean something."
     )
     return tiles(cards) + table(["", "before", "after", "change", "reference"], rows, caption)
 
@@ -242,7 +248,8 @@ def _judges(result: Evaluation) -> Markup:
         said += table(
             ["", "strength", "95 % interval"],
             strengths,
-            "Bradley-Terry strengths by the reward model, in log-odds around their mean: 1 more wins 73 % of pairs.",
+            f"Bradley-Terry strengths by the {result.main.name}, in log-odds around their mean: 1 more wins 73 % of "
+            "pairs.",
         )
     return said
 
@@ -280,7 +287,7 @@ def _row(label: str, before: float, after: float, reference: float | None = None
 
 
 def _curves(config: EvaluatorConfig, logs: Mapping[str, Mapping[str, Series]]) -> Markup | None:
-    sft, reward, ppo = logs["sft"], logs["reward"], logs["ppo"]
+    sft, reward, ppo, grpo = (logs.get(name, {}) for name in ("sft", "reward", "ppo", "grpo"))
     plots = [
         _plot("SFT: loss", {"loss": sft.get("sft/loss")}, "step", "nats per token"),
         _plot("Reward model: loss", {"loss": reward.get("rank_loss")}, "step", "nats per pair"),
@@ -306,6 +313,18 @@ def _curves(config: EvaluatorConfig, logs: Mapping[str, Mapping[str, Series]]) -
         _plot("PPO: length", {"length": ppo.get("ppo/length")}, "update", "mean tokens"),
         _plot("PPO: completions that end", {"ended": ppo.get("ppo/ended")}, "update", "share"),
         _plot("PPO: entropy", {"entropy": ppo.get("ppo/entropy")}, "update", "nats per token"),
+        _plot("GRPO: grade", {"grade": grpo.get("grpo/grade")}, "update", "mean per completion"),
+        _plot(
+            "GRPO: KL from the model before",
+            {"KL": grpo.get("grpo/kl")},
+            "update",
+            "nats per completion",
+            config.kl_limit,
+        ),
+        _plot("GRPO: groups without a signal", {"groups": grpo.get("grpo/no_signal")}, "update", "share"),
+        _plot("GRPO: spread within groups", {"spread": grpo.get("grpo/spread")}, "update", "standard deviation"),
+        _plot("GRPO: length", {"length": grpo.get("grpo/length")}, "update", "mean tokens"),
+        _plot("GRPO: completions that end", {"ended": grpo.get("grpo/ended")}, "update", "share"),
     ]
     drawn = [plot for plot in plots if plot is not None]
     if not drawn:
@@ -360,24 +379,27 @@ def _frontier(ppo: Mapping[str, Series]) -> Markup | None:
 def _rewards(result: Evaluation) -> Markup:
     main = result.main
     shown = {"before": main.before, "after": main.after, "reference": list(main.reference.values())}
+    shown = {label: [v for v in values if v is not None] for label, values in shown.items()}
     shown = {label: values for label, values in shown.items() if values}
+    unit = result.unit
     means = ", ".join(f"{label} {_signed(fmean(values))}" for label, values in shown.items())
-    margins = [a - b for b, a in zip(main.before, main.after, strict=True)]
+    both = zip(main.before, main.after, strict=True)
+    margins = [a - b for b, a in both if a is not None and b is not None] or [0.0]
     return figures_row(
         [
             figure(
-                figures.histogram("Reward by the reward model", shown, "reward", "share of completions"),
-                alt=f"Histogram of rewards. Means: {means}.",
+                figures.histogram(f"{unit.capitalize()} by the {main.name}", shown, unit, "share of completions"),
+                alt=f"Histogram of {unit}s. Means: {means}.",
                 caption=f"Means (dotted): {means}.",
             ),
             figure(
                 figures.histogram(
-                    "Change of reward, prompt by prompt",
+                    f"Change of {unit}, prompt by prompt",
                     {"after − before": margins},
-                    "reward after minus before",
+                    f"{unit} after minus before",
                     "share of prompts",
                 ),
-                alt=f"Histogram of reward after minus reward before. Median {_signed(median(margins))}.",
+                alt=f"Histogram of {unit} after minus {unit} before. Median {_signed(median(margins))}.",
                 caption=f"To the right of 0 the tuned model wins. Median {_signed(median(margins))}.",
             ),
         ]
@@ -405,11 +427,11 @@ def _browsed(result: Evaluation, place: int) -> Row:
     pair, main = result.pairs[place], result.main
     before, after = main.before[place], main.after[place]
     facts = {
-        "before": _facts(pair.before, before, result.measures.rouge_before.get(pair.id)),
-        "after": _facts(pair.after, after, result.measures.rouge_after.get(pair.id)),
+        "before": _facts(result.unit, pair.before, before, result.measures.rouge_before.get(pair.id)),
+        "after": _facts(result.unit, pair.after, after, result.measures.rouge_after.get(pair.id)),
     }
-    if pair.reference is not None:
-        facts["reference"] = f"reward {_signed(main.reference[pair.id])}"
+    if pair.id in main.reference:
+        facts["reference"] = f"{result.unit} {_signed(main.reference[pair.id])}"
     scores = {judgement.name: _change(judgement, place) for judgement in result.judgements[1:]}
     if result.measures.rouge_after:
         change = None
@@ -423,7 +445,7 @@ def _browsed(result: Evaluation, place: int) -> Row:
         original=pair.original,
         texts={"before": pair.before.prediction, "after": pair.after.prediction, "reference": pair.reference},
         facts=facts,
-        margin=after - before,
+        margin=None if after is None or before is None else after - before,
         outcome={1.0: "win", 0.5: "tie", 0.0: "loss", None: None}[main.outcomes[place]],
         cut=pair.before.is_cut or pair.after.is_cut,
         scores=scores,
@@ -439,8 +461,11 @@ def _change(judgement: Judgement, place: int) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _facts(prediction: Prediction, reward: float, rouge_l: float | None) -> str:
-    facts = [f"reward {_signed(reward)}", _count(prediction.tokens, "token" if prediction.finish_reason else "word")]
+def _facts(unit: str, prediction: Prediction, reward: float | None, rouge_l: float | None) -> str:
+    facts = [
+        f"{unit} {'not known' if reward is None else _signed(reward)}",
+        _count(prediction.tokens, "token" if prediction.finish_reason else "word"),
+    ]
     if rouge_l is not None:
         facts.append(f"ROUGE-L {rouge_l:.2f}")
     if prediction.is_cut:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import xxhash
 
+from rlhf.errors import ConfigError
 from rlhf.evaluator.config import EvaluatorConfig
-from rlhf.evaluator.judgements import Judgement, by_graders, by_language_model, by_reward_model
+from rlhf.evaluator.judgements import Judgement, by_graders, by_language_model, by_reward_model, by_run_grader
 from rlhf.evaluator.measures import Measures, measure
 from rlhf.evaluator.page import Evaluation, evaluation_page
 from rlhf.evaluator.pairs import Pair, Paths, read_pairs
@@ -29,13 +30,14 @@ def run(
     predictions_before: Paths,
     predictions_after: Paths,
     evaluation: str,
-    reward_model: str,
     report: str,
+    reward_model: str = "",
     summary: str | None = None,
     side_by_side: str | None = None,
     sft_logs: str | None = None,
     reward_logs: str | None = None,
     ppo_logs: str | None = None,
+    grpo_logs: str | None = None,
 ) -> dict[str, float]:
     """Compare the models before and after tuning and write the report.
 
@@ -44,16 +46,16 @@ def run(
         predictions_before, predictions_after: Files of bulk_inference, one or one for each shard; or files of the
             closed Vertex pipeline's bulk inferrer.
         evaluation: Canonical prompts with references; rows without one are left out of ROUGE, and counted.
-        reward_model: Model that scores both completions and the reference again.
+        reward_model: Model that scores both completions and the reference; empty where the grader does.
         report: HTML file to write.
         summary: Markdown file to write: the verdict and the key numbers.
         side_by_side: File for JSON lines `id, prompt, before, after, reference, outcomes, scores`, one a row.
-        sft_logs, reward_logs, ppo_logs: Folders of TensorBoard event files of the trainers, for their curves;
-            `ppo/kl` is part of the verdict. A folder that a skipped trainer did not write has no curves.
+        sft_logs, reward_logs, ppo_logs, grpo_logs: Folders of TensorBoard event files of the trainers, for curves;
+            `ppo/kl`, or `grpo/kl`, is part of the verdict. A folder that a skipped trainer did not write has no curves.
 
     Returns:
         Flat metrics: `rouge_{1,2,l,lsum}_{before,after}`, `bleu_...`, `chrf_...` (0 to 100),
-        `reward_{before,after,reference}`, `reward_change_{low,high}`, `win_rate{,_low,_high}`,
+        `reward_{before,after,reference}`, `reward_change_{low,high}` (`grade_...`), `win_rate{,_low,_high}`,
         `win_rate_controlled{,_low,_high}` (at equal lengths), `wins`, `losses`, `ties`, `rows_needed`, the same of
         each further judge behind its name, `kl` (nats per completion), `tokens_...` (mean), `ended_...`, `empty_...`
         (shares), `repetition_...`, `copied_...`, `distinct_{1,2}_...`, `entropy_...`,
@@ -61,22 +63,33 @@ def run(
         reference, no decided pair, no log) is left out.
 
     Raises:
-        ConfigError: A grader cannot be loaded, or the judge cannot be asked.
+        ConfigError: There is neither a reward model nor a grader, a grader cannot be loaded, or the judge cannot be
+            asked.
         DataError: The inputs do not pair up or were made with other templates, or too many pairs were not judged.
         ModelError: The reward model cannot be loaded, was trained with another template, or gives a score that is
             not finite.
         TrainingError: A grader failed.
     """
     pairs, template = read_pairs(predictions_before, predictions_after, evaluation, config.others)
-    logs = {"sft": _scalars(sft_logs), "reward": _scalars(reward_logs), "ppo": _scalars(ppo_logs)}
-    main, card = by_reward_model(config, pairs, reward_model, template)
-    judgements = [main, *by_graders(config, pairs)]
+    folders = {"sft": sft_logs, "reward": reward_logs, "ppo": ppo_logs, "grpo": grpo_logs}
+    logs = {name: _scalars(folder) for name, folder in folders.items()}
+    judgements, card = [], None
+    if reward_model:
+        main, card = by_reward_model(config, pairs, reward_model, template)
+        judgements.append(main)
+    if config.grader is not None:
+        judgements += by_run_grader(config, pairs, template)
+    if not judgements:
+        raise ConfigError("evaluation.grader: found none, and no reward model either, so nobody decides; give one")
+    main = judgements[0]
+    judgements += by_graders(config, pairs, template)
     if config.judge is not None:
         judgements.append(by_language_model(config, pairs))
     measures = measure(config, pairs, judgements, card)
-    kl = late_mean(logs["ppo"]["ppo/kl"]) if logs["ppo"].get("ppo/kl") else None
+    measured = logs["ppo"].get("ppo/kl") or logs["grpo"].get("grpo/kl")
+    kl = late_mean(measured) if measured else None
     ended = (measures.flat.get("ended_before"), measures.flat.get("ended_after"))
-    verdict = decide(config, main.wins, main.controlled, kl, *ended)
+    verdict = decide(config, main.wins, main.controlled, kl, *ended, judge=main.name)
     metrics = measures.flat | ({} if kl is None else {"kl": kl}) | {"promote": float(verdict.promote)}
     result = Evaluation(pairs, judgements, measures, verdict, metrics, logs, _digest(pairs))
     write_page(report, evaluation_page(config, result))

@@ -17,7 +17,7 @@ def markdown(result: Evaluation) -> str:
         lines += ["", "## Before you believe it", "", *(f"- {plain(text)}" for text in warnings)]
     lines += ["", "## Key numbers", "", "| | before | after |", "| --- | ---: | ---: |"]
     for label, name, digits in (
-        ("Reward", "reward", 3),
+        (result.unit.capitalize(), result.main.slug, 3),
         ("ROUGE-L", "rouge_l", 3),
         ("Tokens", "tokens", 1),
     ):

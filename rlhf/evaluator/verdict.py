@@ -25,19 +25,21 @@ def decide(
     kl: float | None,
     ended_before: float | None,
     ended_after: float | None,
+    judge: str = "reward model",
 ) -> Verdict:
     """Promote if no condition is violated.
 
     Args:
-        win_rate, controlled: Of the tuned model against the one before by the reward model, as it is, and as it would
+        win_rate, controlled: Of the tuned model against the one before by the judge, as it is, and as it would
             be were all completions of a prompt equally long.
         kl: Nats per completion from the policy before tuning; None if it was not measured.
         ended_before, ended_after: Shares of completions that ended by themselves; None where nobody wrote it down.
+        judge: By whom `win_rate` is.
     """
     reasons = [_win_rate(config, win_rate, controlled), _kl(config, kl), _ended(config, ended_before, ended_after)]
     promote = all(met is not False for met, _ in reasons)
     if win_rate.rate is None:
-        headline = "The reward model scores the two models' completions alike, so there is nothing to promote."
+        headline = f"The {judge} scores the two models' completions alike, so there is nothing to promote."
     elif controlled.rate is None:
         headline = (
             "The two models' completions differ in length everywhere alike, so that nobody can tell whether the one "
@@ -45,17 +47,15 @@ def decide(
         )
     elif promote:
         headline = (
-            "By the reward model, the tuned model is better than the one before: at equal lengths in "
+            f"By the {judge}, the tuned model is better than the one before: at equal lengths in "
             f"{percent(controlled.rate)} of the pairs."
         )
     elif reasons[0][0]:
-        headline = "By the reward model the tuned model is better, but it paid for that in a way that does not pass."
+        headline = f"By the {judge} the tuned model is better, but it paid for that in a way that does not pass."
     elif win_rate.low > config.min_win_rate:
-        headline = (
-            "By the reward model the tuned model wins more often, but not by more than its other length explains."
-        )
+        headline = f"By the {judge} the tuned model wins more often, but not by more than its other length explains."
     elif win_rate.rate < 0.5:
-        headline = "By the reward model, the tuned model is worse than the one before."
+        headline = f"By the {judge}, the tuned model is worse than the one before."
     else:
         headline = "It is not shown that the tuned model is better than the one before."
     return Verdict(promote, headline, reasons)
@@ -80,7 +80,7 @@ def _win_rate(config: EvaluatorConfig, win_rate: WinRate, controlled: Controlled
 
 def _kl(config: EvaluatorConfig, kl: float | None) -> tuple[bool | None, str]:
     if kl is None:
-        return None, "KL: not checked, because no log of the tuning with `ppo/kl` was given."
+        return None, "KL: not checked, because no log of the tuning with `ppo/kl` or `grpo/kl` was given."
     if not math.isfinite(kl):
         return False, f"KL: the last values logged in tuning are not finite ({kl})."
     met = kl <= config.kl_limit

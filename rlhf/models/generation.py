@@ -1,10 +1,14 @@
-"""Generation by transformers' `generate`, without what it spends on rows that are done and on copying its cache."""
+"""Generation by transformers' `generate`, without what it spends on rows that are done, on copying its cache and on
+hidden states that nobody reads."""
 
+import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import partial
 
 import torch
+from torch import nn
 from transformers import (
     Cache,
     EncoderDecoderCache,
@@ -16,6 +20,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 from transformers.cache_utils import DynamicLayer
+from transformers.modeling_outputs import BaseModelOutput
+
+from rlhf.models.sparing import LastLayer
 
 GROWTH = 64  # tokens that a cache grows by
 WORTH_DROPPING = 0.75  # of a batch's rows: when fewer are left, those that are done leave
@@ -37,12 +44,13 @@ def generate(
     Args:
         model: A causal or encoder-decoder model.
         config: max_new_tokens, one eos_token_id, and what else `generate` takes.
-        prompts, mask: (rows, longest), padded on the left.
+        prompts, mask: (rows, longest), padded on the left; an encoder's on the right.
         synced: Keep step with other processes that hold parts of the model.
     """
-    state = _State(model, prompts, mask)
+    state = _State(model, prompts, mask, synced)
     completions: list[list[int]] = [[] for _ in range(len(prompts))]
     left = torch.arange(len(prompts), device=prompts.device)
+    read_last = contextlib.nullcontext if synced else LastLayer(model).read_last
     while len(left):
         said = state.length
         may_leave = state.caches and not synced
@@ -53,13 +61,14 @@ def generate(
             step.decoder_start_token_id = state.last_tokens
         if state.caches and not said and not model.config.is_encoder_decoder:
             step.prefill_chunk_size = max(FEWEST_AT_ONCE, PROMPT_TOKENS_AT_ONCE[prompts.device.type] // len(prompts))
-        output = model.generate(
-            **state.inputs(),
-            generation_config=step,
-            logits_processor=LogitsProcessorList([each.of_rows(left, state.hidden) for each in processors]),
-            stopping_criteria=StoppingCriteriaList([few]),
-            synced_gpus=synced,
-        )
+        with read_last():
+            output = model.generate(
+                **state.inputs(),
+                generation_config=step,
+                logits_processor=LogitsProcessorList([each.of_rows(left, state.hidden) for each in processors]),
+                stopping_criteria=StoppingCriteriaList([few]),
+                synced_gpus=synced,
+            )
         output = state.whole(output)
         done = few.done if output.shape[1] - state.begin < config.max_new_tokens else torch.ones_like(few.done)
         for row, tokens in zip(left[done].tolist(), output[done, state.begin :].tolist(), strict=True):
@@ -96,10 +105,15 @@ class FewLeft(StoppingCriteria):
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache with room for tokens to come; DynamicLayer copies all that it holds at every token."""
+    """A cache with room for tokens to come; DynamicLayer copies all that it holds at every token.
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
+    Args:
+        expected: Tokens that are known to come.
+    """
+
+    def __init__(self, expected: int = 0):
+        super().__init__()
+        self.expected = expected
         self._rooms: dict[str, torch.Tensor] = {}
 
     def update(
@@ -112,15 +126,17 @@ class RoomyLayer(DynamicLayer):
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._rooms = {}
+        length = self.get_seq_length()
+        if length:
+            self._rooms = {name: room.index_select(0, indices) for name, room in self._rooms.items()}
+            self.keys, self.values = (self._rooms[name][:, :, :length] for name in ("keys", "values"))
 
     def _append(self, name: str, held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
         before = held.shape[-2] if held.dim() == new.dim() else 0
         after = before + new.shape[-2]
         room = self._rooms.get(name)
         if room is None or room.shape[-2] < after:
-            room = new.new_empty(*new.shape[:2], after + GROWTH, new.shape[-1])
+            room = new.new_empty(*new.shape[:2], max(after, self.expected) + GROWTH, new.shape[-1])
             if before:
                 room[:, :, :before] = held
             self._rooms[name] = room
@@ -131,7 +147,7 @@ class RoomyLayer(DynamicLayer):
 class _State:
     """What `generate` is to go on from."""
 
-    def __init__(self, model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor):
+    def __init__(self, model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor, synced: bool):
         self._is_seq2seq = model.config.is_encoder_decoder
         self._prompts, self._mask = prompts, mask
         self._said: torch.Tensor | None = None
@@ -141,12 +157,14 @@ class _State:
         self.caches: list[Cache] = []
         """Of keys and values; none where a model has a state of another kind, which transformers is left to keep."""
         if _has_attention_only(model):
-            self.caches = [Cache(layer_class_to_replicate=RoomyLayer)]
+            expected = 0 if self._is_seq2seq else prompts.shape[1]
+            self.caches = [Cache(layer_class_to_replicate=partial(RoomyLayer, expected))]
             self._cache = self.caches[0]
         if self._is_seq2seq:
             self.caches.append(Cache(layer_class_to_replicate=DynamicLayer))
             self._cache = EncoderDecoderCache(*self.caches)
-            self._encoded = model.get_encoder()(input_ids=prompts, attention_mask=mask)
+            rows = len(prompts) if synced else max(1, PROMPT_TOKENS_AT_ONCE[prompts.device.type] // prompts.shape[1])
+            self._encoded = _encode(model, prompts, mask, rows)
 
     @property
     def length(self) -> int:
@@ -189,6 +207,16 @@ class _State:
             self._encoded.last_hidden_state = self._encoded.last_hidden_state[rows]
         for cache in self.caches:
             cache.batch_select_indices(rows.nonzero()[:, 0])
+
+
+def _encode(model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor, rows: int) -> BaseModelOutput:
+    """The encoder's states of all prompts, `rows` of them at a time: its masks are (rows, heads, longest, longest)."""
+    states = []
+    for ids, of_prompts in zip(prompts.split(rows), mask.split(rows), strict=True):
+        longest = int(of_prompts.sum(1).max())
+        output = model.get_encoder()(input_ids=ids[:, :longest], attention_mask=of_prompts[:, :longest])
+        states.append(nn.functional.pad(output.last_hidden_state, (0, 0, 0, prompts.shape[1] - longest)))
+    return BaseModelOutput(torch.cat(states))
 
 
 def _has_attention_only(model: PreTrainedModel) -> bool:

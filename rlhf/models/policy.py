@@ -167,7 +167,8 @@ class Policy:
         completions: list[list[int]] = [[] for _ in prompts]
         self.model.eval()
         for rows in by_length(list(map(len, prompts)), sys.maxsize, batch_size):
-            ids, mask = pad_left([prompts[i] for i in rows], self.pad, self.model.device)
+            pad = pad_left if self.kind is Kind.CAUSAL else pad_right  # an encoder may count positions from the left
+            ids, mask = pad([prompts[i] for i in rows], self.pad, self.model.device)
             begin = ids.shape[1] if self.kind is Kind.CAUSAL else 1  # past the prompt, or past decoder_start
             sampling = [Sampling(self, temperature, draws[rows].to(ids.device), begin)] if temperature > 0 else []
             with torch.inference_mode(not synced):  # gathered weights are used in training too

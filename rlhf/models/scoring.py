@@ -27,6 +27,7 @@ from rlhf.models.loading import (
     require_chat_template,
     score_heads,
 )
+from rlhf.models.sparing import LastLayer
 from rlhf.training.config import TrainerConfig
 
 # Of a batch that is scored. A processor gains nothing from more, and pads less and needs less memory with few.
@@ -228,11 +229,14 @@ class RewardModel:
         was_training = self.model.training
         self.model.eval()
         done = 0
+        last_layer = LastLayer(self.model) if self.kind is Kind.CAUSAL else None
         for chunk in by_length(
             [len(row["input_ids"]) for row in rows], TOKENS_AT_ONCE[self.model.device.type], batch_size
         ):
             batch = {k: v.to(self.model.device) for k, v in self.collate([rows[i] for i in chunk]).items()}
-            for i, score in zip(chunk, self.forward(**batch).tolist(), strict=True):
+            with last_layer.read_at(_last_tokens(batch["attention_mask"])) if last_layer else nullcontext():
+                found = self.forward(**batch).tolist()
+            for i, score in zip(chunk, found, strict=True):
                 scores[i] = score + self.shift
             done += len(chunk)
             on_batch(done)
@@ -251,6 +255,11 @@ class RewardModel:
             inputs.pop("attention_mask", None)
         with self._active():
             return (model or self.model)(**inputs).logits[:, 0].float()
+
+
+def _last_tokens(mask: torch.Tensor) -> torch.Tensor:
+    """Places of each row's last token in a flattened batch that is padded on the right."""
+    return torch.arange(len(mask), device=mask.device) * mask.shape[1] + mask.sum(1) - 1
 
 
 def _is_one_of(name: str, modules: Sequence[str]) -> bool:

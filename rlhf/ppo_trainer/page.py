@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf.metrics import late_mean, percent
-from rlhf.ppo_trainer.alarms import ADVICE, Alarm, History, noise
+from rlhf.ppo.alarms import ADVICE, Alarm, History, noise
 from rlhf.report import figures
 from rlhf.report.page import (
     Comparison,

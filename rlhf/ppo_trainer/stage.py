@@ -2,9 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rlhf.data.store import read_dataset
 from rlhf.errors import DataError
@@ -13,7 +11,6 @@ from rlhf.ppo_trainer.config import PPOTrainerConfig
 from rlhf.progress import Progress, say
 
 STAGE = "ppo_trainer"
-HELD_OUT_FRACTION = 0.1  # of the prompts, at most
 
 
 def run(
@@ -60,36 +57,38 @@ def run(
     from rlhf.models.loading import Source, prepare_torch
     from rlhf.models.policy import Policy
     from rlhf.models.scoring import RewardModel
-    from rlhf.ppo_trainer.loop import Run, summary, train
-    from rlhf.ppo_trainer.networks import Networks
+    from rlhf.ppo.loop import Run, summary, train
+    from rlhf.ppo.networks import Networks
     from rlhf.ppo_trainer.page import write_report
     from rlhf.rewards.combined import Rewards
-    from rlhf.rewards.functions import FunctionReward
+    from rlhf.rewards.groups import flattened, make_grader
     from rlhf.tracking import Tracker
     from rlhf.training import processes
     from rlhf.training.checkpoints import checkpoints_of, raise_if_full
     from rlhf.training.interruption import heed_sigterm
+    from rlhf.training.prompts import read_prompts, split_prompts
 
     if config.sharding == "deepspeed":
-        from rlhf.ppo_trainer.zero import require_deepspeed
+        from rlhf.ppo.zero import require_deepspeed
 
         require_deepspeed()
     prepare_torch(config.seed)
     processes.join()
     source = Source.of(policy)
     with contextlib.ExitStack() as stack:
-        functions = [stack.enter_context(contextlib.closing(FunctionReward(each))) for each in config.reward_functions]
+        graders = [each for grader in config.reward_functions for each in flattened(grader)]
+        functions = [stack.enter_context(contextlib.closing(make_grader(each, template))) for each in graders]
         actor, trainee = Policy.to_train(policy, template, config)
         scorer = None
         if reward_model:
-            if config.tuning != "full" and config.zero_stage < 3:  # there, processes would have to score in step
+            if config.tuning != "full" and not config.spreads_weights:  # processes do not score in step
                 scorer = RewardModel.beside(actor.model, reward_model, template)
             scorer = scorer or RewardModel.load(reward_model, template, merged=True)
             if scorer.card is not None:
                 scorer.card.require_template(template, reward_model)
         rewards = Rewards(scorer, config.reward_model_weight, functions)
-        ready, cut = _read(rows, template, actor)
-        training, held_out = _split(ready, config)
+        ready, cut = read_prompts(rows, template, actor)
+        training, held_out = split_prompts(ready, config.held_out_prompts)
         if processes.is_main():
             say(
                 STAGE,
@@ -164,44 +163,6 @@ def run(
         if checkpoints is not None:
             checkpoints.remove()
     return metrics
-
-
-def _read(rows: Sequence[dict[str, Any]], template: Any, policy: Any) -> tuple[list[Any], float]:
-    """Prompts as the policy reads them, and the share that was cut.
-
-    Raises:
-        DataError: One is empty, or leaves no room for a completion within the model's positions.
-    """
-    from rlhf.ppo_trainer.loop import Prompt
-
-    ready, cuts = [], 0
-    room = policy.positions - template.target_sequence_length
-    for row in rows:
-        text, cut = template.fit(row["prompt"], policy.count_tokens, row.get("messages"))
-        ids = policy.encode_prompt(text)
-        if not 1 <= len(ids) <= room:
-            raise DataError(
-                f"prompts: row {row['id']!r} has {len(ids)} tokens, expected 1 to {room}: the policy has "
-                f"{policy.positions} positions and a completion takes {template.target_sequence_length}; lower "
-                "prompt_sequence_length or target_sequence_length, or take a model with more positions"
-            )
-        cuts += cut
-        ready.append(Prompt(row["id"], text, ids, row["prompt"], row.get("reference")))
-    return ready, cuts / len(rows)
-
-
-def _split(prompts: list[Any], config: PPOTrainerConfig) -> tuple[list[Any], list[Any]]:
-    """Prompts to train on, and those held out."""
-    import xxhash
-
-    from rlhf.training.held_out import hold_out
-
-    keys = [xxhash.xxh3_64_intdigest(prompt.text.encode()) for prompt in prompts]
-    out = hold_out(keys, HELD_OUT_FRACTION, config.held_out_prompts)
-    return (
-        [prompt for prompt, is_out in zip(prompts, out, strict=True) if not is_out],
-        [prompt for prompt, is_out in zip(prompts, out, strict=True) if is_out],
-    )
 
 
 def _rewarded_by(reward_model: str, config: PPOTrainerConfig) -> str:

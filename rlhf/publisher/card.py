@@ -16,7 +16,7 @@ from rlhf.report.markdown import plain
 FIGURES = (
     *("promote", "win_rate_controlled", "win_rate_controlled_low", "win_rate_controlled_high"),
     *("win_rate", "win_rate_low", "win_rate_high", "wins", "losses", "ties"),
-    *("kl", "ended_before", "ended_after", "rows"),
+    *("kl", "ended_before", "ended_after", "rows", "reward_before", "reward_after", "grade_before", "grade_after"),
 )
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _PLACE = "TEXT_OF_THE_PROMPT"
@@ -67,6 +67,7 @@ def readme(
 
 def _judged(figures: Mapping[str, float]) -> list[tuple[str, str]]:
     rows = []
+    judge = "grader" if "grade_after" in figures and "reward_after" not in figures else "reward model"
     if "promote" in figures:
         rows.append(("Verdict", "promote" if figures["promote"] else "hold"))
     for name, label in (("win_rate_controlled", "at equal lengths"), ("win_rate", "as the lengths are")):
@@ -75,7 +76,7 @@ def _judged(figures: Mapping[str, float]) -> list[tuple[str, str]]:
             rows.append(
                 (
                     f"Win rate against the model before, {label}",
-                    f"{percent(figures[name])} (95\u00a0% interval {low} to {high}), by the reward model",
+                    f"{percent(figures[name])} (95\u00a0% interval {low} to {high}), by the {judge}",
                 )
             )
     if "kl" in figures:

@@ -1,12 +1,13 @@
 """The reward of an episode: the weighted sum of what a reward model and functions give for it."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from rlhf.errors import ConfigError
-from rlhf.rewards.functions import FunctionReward
+from rlhf.rewards.groups import Grader
 
 
 class Scorer(Protocol):
@@ -21,12 +22,14 @@ class Scored:
 
     total: list[float]  # the weighted sum, or NaN where that is no finite number or nothing judged
     parts: dict[str, list[float | None]]  # before their weights, by name; None where a function does not judge
+    faults: dict[int, str] = field(default_factory=dict)
+    """What was wrong with rows, in words; their total is NaN."""
 
 
 class Rewards:
     """What earns a reward in a run. As a context manager it ends the functions' processes."""
 
-    def __init__(self, reward_model: Scorer | None, reward_model_weight: float, functions: Sequence[FunctionReward]):
+    def __init__(self, reward_model: Scorer | None, reward_model_weight: float, functions: Sequence[Grader]):
         """
         Raises:
             ConfigError: There is neither a reward model nor a function.
@@ -37,7 +40,7 @@ class Rewards:
                 "reward model, or name at least one function in reward_functions"
             )
         self.reward_model = reward_model
-        self.functions: dict[str, FunctionReward] = {}
+        self.functions: dict[str, Grader] = {}
         self.weights = {} if reward_model is None else {"reward_model": reward_model_weight}
         for function in functions:
             name, number = function.config.name, 1
@@ -66,6 +69,7 @@ class Rewards:
             TrainingError: A function fails; see `FunctionReward.grade`.
         """
         parts: dict[str, list[float | None]] = {}
+        faults: dict[int, str] = {}
         if self.reward_model is not None:
             parts["reward_model"] = list(self.reward_model.score(texts, completions))
         said = [
@@ -73,9 +77,11 @@ class Rewards:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         for name, function in self.functions.items():
-            parts[name] = function.grade(prompts, said, columns)
+            rendered = function.reads_rendered
+            parts[name] = function.grade(texts if rendered else prompts, completions if rendered else said, columns)
+            faults = function.faults | faults
         weights = list(self.weights.values())
-        return Scored([weighted_sum(weights, row) for row in zip(*parts.values(), strict=True)], parts)
+        return Scored([weighted_sum(weights, row) for row in zip(*parts.values(), strict=True)], parts, faults)
 
     def close(self) -> None:
         for function in self.functions.values():
@@ -86,6 +92,22 @@ class Rewards:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def group_measures(totals: Sequence[float], group_size: int) -> dict[str, float]:
+    """What there is to learn from groups of completions of one prompt, which stand one after the other.
+
+    Returns:
+        spread: mean standard deviation within groups. no_signal: share of groups whose known rewards are all the same,
+        of which nothing is learned.
+    """
+    groups = [totals[i : i + group_size] for i in range(0, len(totals), group_size)]
+    known = [[value for value in group if math.isfinite(value)] for group in groups]
+    spreads = [statistics.stdev(group) if len(group) > 1 else 0.0 for group in known]
+    return {
+        "spread": statistics.fmean(spreads),
+        "no_signal": sum(math.isclose(spread, 0.0, abs_tol=1e-8) for spread in spreads) / len(spreads),
+    }
 
 
 def weighted_sum(weights: Sequence[float], row: Sequence[float | None]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.training import processes
 from rlhf.training.config import TrainerConfig
 
 COMPLETE = "complete.json"
@@ -53,9 +54,20 @@ class Checkpoints:
             Its step, None where there is none.
 
         Raises:
-            ConfigError: It belongs to another run.
+            ConfigError: It belongs to another run, or is not there for every process.
             DataError: The store cannot be read.
         """
+        found = self._fetch_latest(folder)
+        steps = processes.gather(found)
+        if len(set(steps)) > 1:
+            raise ConfigError(
+                f"checkpoint_dir {redacted(self.uri)!r}: processes find checkpoints of different steps there "
+                f"({', '.join(str(step) for step in steps)}); nodes that train together need a URI, or a folder on a "
+                "volume that all of them mount"
+            )
+        return found
+
+    def _fetch_latest(self, folder: Path) -> int | None:
         with self._told("read"):
             for step in sorted(self._steps(), reverse=True):
                 record = self._complete(step)

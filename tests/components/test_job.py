@@ -23,6 +23,11 @@ def test_a_stage_logs_its_metrics_time_and_memory():
     assert 0.005 < metrics["peak_rss_gb"] < 50
 
 
+def test_a_stage_speaks_before_it_loads_anything(capsys):
+    with stage_job("evaluator", Metrics()):
+        assert capsys.readouterr().out == "[evaluator] started\n"
+
+
 def test_a_metric_that_json_cannot_carry_is_left_out():
     metrics = Metrics()
     with stage_job("evaluator", metrics) as job:
@@ -36,7 +41,7 @@ def test_an_error_for_the_user_is_one_line_and_exit_status_1(capsys):
     with pytest.raises(SystemExit) as exit_, stage_job("data_validation", metrics):
         raise DataError("prompt_dataset: no such file")
     assert exit_.value.code == 1
-    assert capsys.readouterr().out == "[data_validation] error: prompt_dataset: no such file\n"
+    assert capsys.readouterr().out.splitlines()[1:] == ["[data_validation] error: prompt_dataset: no such file"]
     assert not metrics
 
 

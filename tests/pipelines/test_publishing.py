@@ -14,9 +14,11 @@ from pipelines.rlhf import Outputs, build
 
 REQUIRED = {"prompt_dataset": "p", "preference_dataset": "q", "large_model_reference": "t5-small"}
 BODIES = {
+    "data-fingerprint": "return 'as it was'",
     "data-validation": "return [0, 1]",
     "evaluator": "metrics.log_metric('win_rate', 0.75)\nreturn {verdict!r}",
-    "publisher": "print('[publisher]', publish_to, model_display_name, figures.metadata['win_rate'], flush=True)",
+    "publisher": "print('[publisher]', publish_to, model_display_name, figures.metadata['win_rate'], flush=True)\n"
+    "return model_display_name",
 }
 
 

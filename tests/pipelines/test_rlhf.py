@@ -21,6 +21,7 @@ def edges(spec) -> set[tuple[str, str]]:
 def test_the_dag_is_that_of_the_design(spec):
     before, after = "bulk-inference-before", "bulk-inference-after"
     assert edges(spec) >= {
+        ("data-fingerprint", "data-validation"),
         ("data-validation", "sft-trainer"),
         ("sft-trainer", "reward-trainer"),
         ("reward-trainer", "ppo-trainer"),
@@ -33,7 +34,7 @@ def test_the_dag_is_that_of_the_design(spec):
     }
     # Completions before tuning do not wait for the tuning.
     assert ("ppo-trainer", before) not in edges(spec)
-    assert {name for name, task in tasks_of(spec).items() if not task.after} == {"data-validation"}
+    assert {name for name, task in tasks_of(spec).items() if not task.after} == {"data-fingerprint"}
 
 
 @pytest.mark.parametrize("name", ["before", "after"])
@@ -84,9 +85,10 @@ def test_every_setting_of_a_later_stage_is_checked_by_the_first(spec):
 
 
 def test_the_pipeline_hands_back_the_report_the_models_and_the_metrics_of_every_stage_that_always_runs(spec):
+    without = ["data-fingerprint", "publisher"]
     handed_back = set(spec.root.output_definitions.artifacts)
     assert handed_back == set(Outputs._fields)
-    assert len([name for name in handed_back if name.endswith("_metrics")]) == len(tasks_of(spec)) - len(["publisher"])
+    assert len([name for name in handed_back if name.endswith("_metrics")]) == len(tasks_of(spec)) - len(without)
 
 
 def conditions_of(spec, dag, name: str, above: tuple[str, ...] = ()) -> tuple[str, ...] | None:
@@ -113,7 +115,7 @@ def test_the_publisher_alone_is_under_conditions_that_there_is_a_place_and_the_v
 
 def test_cached_steps_are_reused_by_default(spec):
     cached = {name: task.spec.caching_options.enable_cache for name, task in tasks_of(spec).items()}
-    assert not cached.pop("data-validation"), "data may change under an unchanged URI"
+    assert not cached.pop("data-fingerprint"), "data may change under an unchanged URI"
     assert not cached.pop("publisher"), "a folder may be cleared under an unchanged URI"
     assert all(cached.values())
 
@@ -130,4 +132,4 @@ def test_one_function_defines_the_dag_and_placement_sees_every_component():
         return component
 
     build(recording)
-    assert len(placed) == len(set(placed)) == 7
+    assert len(placed) == len(set(placed)) == 8

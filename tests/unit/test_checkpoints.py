@@ -8,6 +8,7 @@ import pytest
 from fsspec.registry import _registry as clients
 
 from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.training import processes
 from rlhf.training.checkpoints import Checkpoints, raise_if_full
 from tests import stores
 
@@ -137,3 +138,12 @@ def test_a_place_that_cannot_be_used_is_an_error_that_names_it(state, tmp_path):
         Checkpoints(str(kept), IDENTITY).fetch_latest(tmp_path / "back")
     with pytest.raises((DataError, ConfigError)):
         Checkpoints(f"{tmp_path}/file/below", IDENTITY).fetch_latest(tmp_path / "back")
+
+
+def test_nodes_that_do_not_share_the_folder_are_told(state, tmp_path, monkeypatch):
+    """A node that finds no checkpoint would start anew beside one that goes on."""
+    kept = tmp_path / "kept"
+    Checkpoints(str(kept), IDENTITY).save(state, 5)
+    monkeypatch.setattr(processes, "gather", lambda part: [part, None])
+    with pytest.raises(ConfigError, match=r"different steps there \(5, None\).*volume that all of them mount"):
+        Checkpoints(str(kept), IDENTITY).fetch_latest(tmp_path / "back")

@@ -159,7 +159,7 @@ def test_prompts_with_references_and_demonstrations_of_every_shape(row, shape, p
         {"messages": [USER]},
         POST,
     ]
-    + [row for row, *_ in PREFERENCES],
+    + [row for row, *_ in PREFERENCES if recognise(row) is not Shape.TRL],
 )
 def test_prompts_need_no_reference_and_preferences_serve_as_prompts(row):
     assert convert(row, recognise(row), "prompts")["reference"] is None
@@ -169,6 +169,12 @@ def test_prompts_need_no_reference_and_preferences_serve_as_prompts(row):
 
 
 TRL = {"prompt": "P", "chosen": "one", "rejected": "zero"}
+
+
+def test_of_a_pair_the_chosen_one_demonstrates_unless_the_row_has_a_completion():
+    assert convert(TRL, Shape.TRL, "demonstrations") == {"prompt": "P", "completion": "one"}
+    assert convert(TRL | {"completion": "best"}, Shape.TRL, "demonstrations")["completion"] == "best"
+    assert convert(TRL, Shape.TRL, "prompts")["reference"] is None
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
 from rlhf.data.chat import mark
 from rlhf.data.template import Template
@@ -231,13 +232,62 @@ def test_a_prompt_read_in_parts_is_the_same_prompt(policy, monkeypatch):
 def test_a_cache_with_room_holds_what_the_usual_one_holds():
     from transformers.cache_utils import DynamicLayer
 
-    ours, usual = generation.RoomyLayer(), DynamicLayer()
+    usual = DynamicLayer()
+    ours = [generation.RoomyLayer(expected) for expected in (0, 100)]
+    rows = 4
     draw = torch.Generator().manual_seed(0)
     for length in (5, 1, 1, 2 * generation.GROWTH, 1):
-        new = [torch.rand(4, 2, length, 8, generator=draw) for _ in range(2)]
-        for held, expected in zip(ours.update(*new), usual.update(*new), strict=True):
-            assert torch.equal(held, expected)
+        new = [torch.rand(rows, 2, length, 8, generator=draw) for _ in range(2)]
+        for expected, *found in zip(*(layer.update(*new) for layer in (usual, *ours)), strict=True):
+            assert all(torch.equal(held, expected) for held in found)
         if length == 1:
-            for layer in (ours, usual):
-                layer.batch_select_indices(torch.tensor([3, 0, 1, 2]))
-    assert ours.get_seq_length() == usual.get_seq_length()
+            rows -= 1
+            for layer in (usual, *ours):
+                layer.batch_select_indices(torch.tensor([3, 0, 1, 2])[: rows + 1][-rows:] % (rows + 1))
+    assert {layer.get_seq_length() for layer in ours} == {usual.get_seq_length()}
+
+
+def test_a_prompt_that_comes_in_parts_moves_nothing_of_the_cache():
+    layer = generation.RoomyLayer(expected=300)
+    places = set()
+    for length in (100, 100, 100, 1):
+        keys, _ = layer.update(*(torch.rand(2, 2, length, 8) for _ in range(2)))
+        places.add(keys.data_ptr())
+    assert len(places) == 1
+
+
+def test_an_encoder_reads_a_few_prompts_at_a_time_each_as_if_alone(t5_folder, monkeypatch):
+    policy = Policy.load(t5_folder)
+    prompts = [policy.encode_prompt(text) for text in PROMPTS]
+    alone = [policy.generate([prompt], 12, 0.0)[0] for prompt in prompts]
+    shapes = []
+    policy.model.get_encoder().register_forward_hook(
+        lambda module, inputs, output: shapes.append(tuple(output.last_hidden_state.shape[:2]))
+    )
+    lengths = sorted(map(len, prompts))
+    monkeypatch.setitem(generation.PROMPT_TOKENS_AT_ONCE, "cpu", lengths[-1])
+    assert policy.generate(prompts, 12, 0.0) == alone
+    assert sorted(shapes) == [(1, length) for length in lengths], "one by one, without padding"
+
+
+def test_an_encoder_that_counts_positions_from_the_left_reads_every_prompt_as_if_alone(t5_folder):
+    policy = Policy.load(t5_folder)
+    torch.manual_seed(0)
+    sizes = {f"{part}_{size}": 2 for part in ("encoder", "decoder") for size in ("layers", "attention_heads")}
+    config = BartConfig(
+        vocab_size=len(policy.tokenizer),
+        d_model=32,
+        **sizes,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=256,
+        init_std=0.5,
+        pad_token_id=policy.pad,
+        bos_token_id=None,
+        eos_token_id=policy.eos,
+        forced_eos_token_id=None,
+        decoder_start_token_id=policy.pad,
+    )
+    bart = Policy(BartForConditionalGeneration(config).eval(), policy.tokenizer, None)
+    prompts = [bart.encode_prompt(text) for text in PROMPTS]
+    assert bart.generate(prompts, 12, 0.0) == [bart.generate([prompt], 12, 0.0)[0] for prompt in prompts]

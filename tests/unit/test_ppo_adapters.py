@@ -7,8 +7,8 @@ from rlhf.data.template import Template
 from rlhf.models.card import ModelCard
 from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
-from rlhf.ppo_trainer.learner import Learner
-from rlhf.ppo_trainer.networks import Networks
+from rlhf.ppo.learner import Learner
+from rlhf.ppo.networks import Networks
 from rlhf.reward_trainer.config import RewardTrainerConfig
 from tests.ppo import LetterReward, config_of, episodes_of, policy_of, prompts_of, run_of, some_rewards
 

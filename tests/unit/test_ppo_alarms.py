@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.ppo_trainer.alarms import ADVICE, OVER_OPTIMISATION, Alarm, Alarms
+from rlhf.ppo.alarms import ADVICE, OVER_OPTIMISATION, Alarm, Alarms
 from rlhf.ppo_trainer.config import PPOTrainerConfig
 
 # Logged by runs of examples/demo, rounded: {run: {tag: [[update, value], ...]}}.

@@ -11,10 +11,10 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from rlhf.models.policy import Policy
-from rlhf.ppo_trainer import maths
+from rlhf.ppo import maths
+from rlhf.ppo.learner import Learner, Rollout
+from rlhf.ppo.networks import Episode, Networks
 from rlhf.ppo_trainer.config import PPOTrainerConfig
-from rlhf.ppo_trainer.learner import Learner, Rollout
-from rlhf.ppo_trainer.networks import Episode, Networks
 
 ESTIMATORS = ("k1", "k3")
 EPOCHS = (1, 2)  # in the second, ratios are not 1 and both losses are clipped here and there

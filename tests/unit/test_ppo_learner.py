@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rlhf.errors import ConfigError, TrainingError
+from rlhf.models import sparing
 from rlhf.models.scoring import RewardModel
-from rlhf.ppo_trainer import maths, networks
-from rlhf.ppo_trainer.networks import Batch, Episode, Networks
+from rlhf.ppo import maths
+from rlhf.ppo.networks import Batch, Episode, Networks
 from tests.ppo import (
     RESPONSE,
     config_of,
@@ -210,9 +211,9 @@ def test_options_that_do_not_fit_are_refused():
 
 def test_what_nobody_reads_of_the_last_layer_is_not_computed_and_changes_no_gradient(llama_folder, monkeypatch):
     found, rows = [], []
-    find = networks._last_feed_forward
-    for sparing in (False, True):
-        monkeypatch.setattr(networks, "_last_feed_forward", find if sparing else lambda model: None)
+    find = sparing._last_feed_forward
+    for spares in (False, True):
+        monkeypatch.setattr(sparing, "_last_feed_forward", find if spares else lambda model: None)
         learner = learner_of(llama_folder, critic="own")
         rollout = estimated(learner)
         last = learner.networks.base.model.layers[-1].mlp.up_proj
@@ -260,7 +261,7 @@ def test_what_a_deepspeed_configuration_leaves_to_its_trainer_is_no_contradictio
 # What is said where it is missing cannot be seen where it is there.
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed")
 def test_deepspeed_that_is_not_installed_is_asked_for_in_vain():
-    from rlhf.ppo_trainer.zero import require_deepspeed
+    from rlhf.ppo.zero import require_deepspeed
 
     with pytest.raises(ConfigError, match="not installed"):
         require_deepspeed()

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from rlhf.ppo_trainer import maths
+from rlhf.ppo import maths
 
 MASK = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rlhf.ppo_trainer.alarms import ADVICE, Alarm
+from rlhf.ppo.alarms import ADVICE, Alarm
 from rlhf.ppo_trainer.page import write_report
 from rlhf.report import figures
 

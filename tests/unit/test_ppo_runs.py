@@ -12,6 +12,9 @@ import torch
 
 from rlhf.data.store import write_dataset
 from rlhf.data.template import Template
+from rlhf.models.card import ModelCard
+from rlhf.models.scoring import TOKENS_AT_ONCE, RewardModel
+from rlhf.reward_trainer.config import RewardTrainerConfig
 from rlhf.tracking import read_scalars
 from tests import training
 
@@ -28,6 +31,12 @@ STAGE_3 = {
     "sharding": "deepspeed",
     "deepspeed": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
     "engine": "transformers",
+}
+STAGE_3_OFFLOADED = {
+    **STAGE_3,
+    "deepspeed": {
+        "zero_optimization": STAGE_3["deepspeed"]["zero_optimization"] | {"offload_optimizer": {"device": "cpu"}}
+    },
 }
 
 
@@ -49,8 +58,12 @@ def reward(tmp_path) -> str:
     return f"{path}:letters"
 
 
-def job(folder: Path, prompts: Path, base: Path, reward: str, **options) -> Path:
-    inputs = {"prompts": str(prompts), "policy": str(base)}
+def job(folder: Path, prompts: Path, base: Path, reward: str, reward_model: Path | None = None, **options) -> Path:
+    inputs = {
+        "prompts": str(prompts),
+        "policy": str(base),
+        **({"reward_model": str(reward_model)} if reward_model else {}),
+    }
     options = {
         "train_steps": 30,
         "batch_size": 8,
@@ -118,6 +131,7 @@ def test_sigterm_leaves_a_checkpoint_and_says_so(prompts, reward, llama_folder, 
         ),
         pytest.param({**STAGE_3, "critic": "own"}, id="zero_3", marks=with_deepspeed),
         pytest.param({**STAGE_3, "tuning": "lora"}, id="zero_3_adapters", marks=with_deepspeed),
+        pytest.param(STAGE_3_OFFLOADED, id="zero_3_offloaded", marks=with_deepspeed),
     ],
 )
 @pytest.mark.parametrize("base", ["llama", "t5"])
@@ -189,3 +203,17 @@ def test_prompts_that_leave_no_room_for_a_completion_are_refused(reward, llama_f
     )
     assert "row 'long' has" in output
     assert "lower prompt_sequence_length or target_sequence_length" in output
+
+
+def test_processes_that_hold_parts_of_the_policy_score_as_many_batches_as_each_needs(reward, llama_folder, tmp_path):
+    template = Template(prompt_sequence_length=230, target_sequence_length=8)
+    rows = [{"id": str(i), "prompt": "sold " * 228 + "\nTL;DR:", "reference": None} for i in range(17)]
+    write_dataset(tmp_path / "prompts", "prompts", rows, template)
+    scorer = tmp_path / "reward"
+    model, trainee = RewardModel.to_train(llama_folder, template, RewardTrainerConfig(tuning="lora"))
+    model.save(scorer, ModelCard(kind="reward_model", base=trainee.base, template_digest=template.digest))
+    # 9 texts of one process are more than a batch, 8 of the other are one.
+    assert 8 * 239 <= TOKENS_AT_ONCE["cpu"] < 9 * (model.count_tokens(rows[0]["prompt"]) + 2)
+    options = {"train_steps": 1, "batch_size": 17, "tuning": "lora", "sharding": "fsdp", "held_out_prompts": 0}
+    path = job(tmp_path / "run", tmp_path / "prompts", llama_folder, reward, scorer, **options)
+    training.finish(training.start("ppo_trainer", path, processes=2))

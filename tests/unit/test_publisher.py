@@ -11,7 +11,6 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from components.publisher.component import publisher
 from rlhf.data.store import write_dataset
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError
@@ -197,19 +196,23 @@ def test_text_of_users_is_text_in_the_card(llama_folder, tmp_path):
 
 
 def test_the_artifact_tells_a_platform_what_it_needs(llama_folder, tmp_path):
+    pytest.importorskip("kfp.pipeline_spec", reason="the images have of kfp only what runs a component")
+    from components.publisher.component import publisher
+
     model = tune(llama_folder, tmp_path / "model")
     write_dataset(tmp_path / "evaluation", "prompts", [{"id": "1", "prompt": "a"}], template_of())
     logged = {}
     artifacts = {
         name: SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("model", "evaluation", "published")
     }
-    publisher.python_func(
+    name = publisher.python_func(
         **artifacts,
         figures=SimpleNamespace(metadata=FIGURES | {"state": "LIVE"}),
         metrics=SimpleNamespace(log_metric=logged.__setitem__),
         publish_to=str(tmp_path / "served"),
         model_display_name="mine",
     )
+    assert name == "mine", "what the steps after it call the model"
     metadata = artifacts["published"].metadata
     assert metadata["display_name"] == "mine"
     assert metadata["published_to"] == str(tmp_path / "served")
@@ -285,3 +288,13 @@ def test_what_is_not_tuned_or_not_for_these_prompts_or_a_pickle_is_refused(llama
 def test_a_name_that_a_registry_would_refuse_is_refused(tmp_path, name, says):
     with pytest.raises(ConfigError, match=rf"model_display_name: found .*{says}"):
         PublisherConfig.parse({"publish_to": str(tmp_path), "model_display_name": name})
+
+
+def test_the_card_of_a_run_with_a_grader_says_who_judged():
+    from rlhf.publisher.card import _judged
+
+    rates = {"win_rate": 0.9, "win_rate_low": 0.8, "win_rate_high": 0.95, "grade_after": 1.0}
+    (_, said), *_ = _judged(rates)
+    assert said.endswith("by the grader")
+    (_, said), *_ = _judged(rates | {"reward_after": 1.0})
+    assert said.endswith("by the reward model")

@@ -150,7 +150,7 @@ def test_the_process_that_trains_does_not_run_the_function(reward):
 # What is refused before anything is trained
 
 
-@pytest.mark.parametrize("function", ["graders.py", "graders.py:", ":fn", "graders.py:not a name", ""])
+@pytest.mark.parametrize("function", ["graders.txt", "graders.py:", ":fn", "graders.py:not a name", ""])
 def test_a_function_that_is_not_named_by_place_and_name_is_refused(function):
     with pytest.raises(
         ConfigError, match=r"function: found .* expected: .*path/to/file.py:name or package.module:name"
@@ -257,14 +257,71 @@ def test_a_function_that_does_not_take_the_columns_is_told_what_it_is_given(rewa
         ("None", "returned None (NoneType), expected a list"),
         ("'ab'", "returned 'ab' (str), expected a list"),
         ("{'a': 1, 'b': 2}", "returned {'a': 1, 'b': 2} (dict), expected a list"),
-        ("[1, 'good']", "returned 'good' (str) for row 2 of 2 (id 'y'), expected a number or None"),
-        ("['1.5', 1]", "returned '1.5' (str) for row 1 of 2 (id 'x'), expected a number or None"),
-        ("[1, [2]]", "returned [2] (list) for row 2 of 2 (id 'y'), expected a number or None"),
-        ("[1j, 1]", "returned 1j (complex) for row 1 of 2 (id 'x'), expected a number or None"),
+        ("['a', 'b']", "returned 'a' (str) for row 1 of 2 (id 'x'), expected a number or None"),
     ],
 )
 def test_what_is_not_a_number_for_each_completion_ends_training(reward, returned, expected):
     assert expected in failed(reward(f"def fn(**_): return {returned}\n"), id=["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "row", "expected"),
+    [
+        ("[1, 'good']", 1, "returned 'good' (str) for row 2 of 2 (id 'y'), expected a number or None"),
+        ("['1.5', 1]", 0, "returned '1.5' (str) for row 1 of 2 (id 'x'), expected a number or None"),
+        ("[1, [2]]", 1, "returned [2] (list) for row 2 of 2 (id 'y'), expected a number or None"),
+        ("[1j, 1]", 0, "returned 1j (complex) for row 1 of 2 (id 'x'), expected a number or None"),
+    ],
+)
+def test_a_single_row_without_a_number_is_nan_and_said(reward, returned, row, expected):
+    function = reward(f"def fn(**_): return {returned}\n")
+    rewards = grade(function, id=["x", "y"])
+    assert math.isnan(rewards[row])
+    assert rewards[1 - row] == 1.0
+    assert list(function.faults) == [row]
+    assert function.faults[row].startswith("reward function ")
+    assert expected in function.faults[row]
+
+
+def test_a_single_row_that_raises_is_nan_and_said_with_its_error_and_line(reward):
+    function = reward("def fn(completions, **_): return [1 / len(c) for c in completions]\n")
+    rewards = grade(function, ["aa", "", "a"], id=["x", "y", "z"])
+    assert rewards[::2] == [0.5, 1.0]
+    assert math.isnan(rewards[1])
+    assert re.search(r"raised ZeroDivisionError: .* at .*graders.py:1 for row 2 of 3 \(id 'y'\)", function.faults[1])
+    assert grade(function, ["aa", "a"]) == [0.5, 1.0]
+    assert function.faults == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("time.sleep(1000)", "hung for row 6 of 8 (id 5)"),
+        ("os._exit(3)", "its process ended (exit status 3) for row 6"),
+    ],
+)
+def test_a_single_row_that_hangs_or_ends_the_process_is_found_and_skipped(reward, body, expected):
+    function = reward(
+        f"import os, time\ndef fn(completions, **_):\n    if 'bad' in completions:\n        {body}\n"
+        "    return [len(c) for c in completions]\n",
+        timeout_seconds=2.0,
+    )
+    rewards = grade(function, ["a", "aa", "a", "a", "a", "bad", "a", "aaa"], id=list(range(8)))
+    assert [r for r in rewards if not math.isnan(r)] == [1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 3.0]
+    assert math.isnan(rewards[5])
+    assert expected in function.faults[5]
+    assert grade(function) == [1.0, 2.0]
+
+
+def test_a_function_that_hangs_at_row_after_row_ends_training(reward, monkeypatch):
+    monkeypatch.setattr(functions, "MOST_ROWS_THAT_END_IT", 1)
+    function = reward(
+        "import os\ndef fn(completions, **_):\n"
+        "    'b' in completions and os._exit(3)\n    return [1 for _ in completions]\n"
+    )
+    assert math.isnan(grade(function, ["a", "b"])[1])
+    with pytest.raises(TrainingError, match="its process ended"):
+        grade(function, ["a", "b"])
 
 
 def test_rewards_are_counted_against_the_completions_that_were_given(reward):
@@ -302,13 +359,6 @@ def test_a_function_that_hangs_is_ended_at_its_timeout_with_all_it_started(rewar
     soon(lambda: all(p.info["cmdline"] != ["sleep", mark] for p in psutil.process_iter(["cmdline"])))
 
 
-def test_a_function_that_raised_can_be_called_again(reward):
-    function = reward("def fn(completions, **_): return [1 / len(c) for c in completions]\n")
-    with pytest.raises(TrainingError, match="ZeroDivisionError"):
-        grade(function, ["", "a"])
-    assert grade(function, ["aa", "a"]) == [0.5, 1.0]
-
-
 # Its process
 
 
@@ -336,6 +386,148 @@ def test_the_process_ends_with_the_one_that_trains(tmp_path):
 def test_starting_a_function_does_not_import_torch(reward):
     function = reward("import sys\ndef fn(**_): return ['torch' in sys.modules, 'pydantic' in sys.modules]\n")
     assert grade(function) == [0.0, 0.0]
+
+
+# What it may take
+
+
+def test_memory_is_limited(reward):
+    function = reward("def fn(completions, **_): return [len(b'x' * 3_000_000_000)] * 2\n", memory_gb=1.0)
+    assert "MemoryError: it took more than its memory_gb at " in failed(function)
+    assert grade(reward("def fn(**_): return [len(b'x' * 100_000_000)] * 2\n", memory_gb=1.0)) == [1e8, 1e8]
+
+
+def test_memory_of_all_that_a_function_starts_is_limited_together(reward):
+    function = reward(
+        "import subprocess, sys, time\ndef fn(completions, **_):\n"
+        "    code = 'import time; b = bytearray(150_000_000); b[::4096] = b\"x\" * len(b[::4096]); time.sleep(60)'\n"
+        "    for _ in range(3): subprocess.Popen([sys.executable, '-c', code])\n    time.sleep(60)\n",
+        memory_gb=0.3,
+    )
+    started = children()
+    before = time.monotonic()
+    assert re.search(r"it took 0\.\d+ GB, more than its memory_gb \(0\.3\)", failed(function))
+    assert time.monotonic() - before < 30
+    soon(lambda: children() <= started)
+
+
+def test_a_function_that_forks_without_end_is_ended(reward, monkeypatch):
+    monkeypatch.setattr(functions, "MOST_PROCESSES", 8)
+    function = reward(
+        "import os, time\ndef fn(completions, **_):\n"
+        "    for _ in range(20):\n        if os.fork() == 0: time.sleep(60)\n    time.sleep(60)\n"
+    )
+    assert re.search(r"it had \d+ processes running, more than 8", failed(function))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt what its children leave behind")
+def test_what_a_function_leaves_behind_in_a_session_of_its_own_is_ended_too(reward):
+    mark = f"987.{os.getpid()}1"
+    function = reward(f"import os\ndef fn(**_): os.system('setsid sleep {mark} &'); return [0, 0]\n")
+    grade(function)
+    soon(lambda: any(p.info["cmdline"] == ["sleep", mark] for p in psutil.process_iter(["cmdline"])))
+    function.close()
+    soon(lambda: all(p.info["cmdline"] != ["sleep", mark] for p in psutil.process_iter(["cmdline"])))
+
+
+CONNECT = """
+import socket
+def fn(completions, **_):
+    with socket.create_connection(("127.0.0.1", %d), timeout=5): pass
+    return [1] * len(completions)
+"""
+
+
+@pytest.fixture
+def listening():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_there_is_no_network_unless_allowed(reward, listening):
+    message = failed(reward(CONNECT % listening))
+    assert "PermissionError" in message
+    assert "has no network unless its option network is true" in message
+    assert grade(reward(CONNECT % listening, network=True)) == [1.0, 1.0]
+
+
+def test_what_a_function_starts_has_no_network_either(reward, listening):
+    code = f"import socket; socket.create_connection((\\'127.0.0.1\\', {listening}))"
+    function = reward(
+        "import subprocess, sys\n"
+        f"def fn(**_): return [subprocess.run([sys.executable, '-c', '{code}']).returncode] * 2\n"
+    )
+    assert grade(function) == [1.0, 1.0]
+
+
+def test_secrets_of_the_stage_are_not_told(reward, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+    monkeypatch.setenv("PLAIN", "1")
+    code = "import os\ndef fn(**_): return [int('HF_TOKEN' in os.environ), int(os.environ['PLAIN'])]\n"
+    assert grade(reward(code)) == [0.0, 1.0]
+    assert grade(reward(code, network=True)) == [1.0, 1.0]
+
+
+def test_what_a_function_writes_goes_when_it_goes(reward):
+    function = reward(
+        "import os\ndef fn(**_):\n    open('left', 'w').write('x')\n    return [os.path.exists('left')] * 2\n"
+    )
+    assert grade(function) == [1.0, 1.0]
+    scratch = function._scratch
+    assert (scratch / "work/left").exists()
+    assert not Path("left").exists()
+    function.close()
+    assert not scratch.exists()
+
+
+def test_a_file_that_is_written_has_a_largest_size(reward):
+    function = reward(
+        "import signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\ndef fn(**_):\n"
+        "    with open('big', 'wb') as file: file.truncate(1); file.seek(2**30); file.write(b'x')\n    return [0, 0]\n"
+    )
+    assert "raised OSError: [Errno 27] File too large at " in failed(function)
+
+
+def test_megabytes_of_prints_are_read_and_left_out(reward, capfd):
+    function = reward("def fn(completions, **_):\n    print('x' * 20_000_000)\n    return [1, 2]\n")
+    assert grade(function) == grade(function) == [1.0, 2.0]
+    soon(lambda: True)
+    out = capfd.readouterr().out
+    assert len(out) < 100_000
+    assert "[fn] prints much; the rest is left out" in out
+
+
+# Where the file is
+
+
+def test_a_file_alone_is_its_function_grade(tmp_path):
+    (tmp_path / "g.py").write_text("def grade(**_): return [1, 2]\n")
+    function = FunctionReward(RewardFunction(function=f"{tmp_path}/g.py"))
+    assert function.config.name == "grade"
+    assert grade(function) == [1.0, 2.0]
+    function.close()
+
+
+def test_a_file_can_travel_as_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    function = FunctionReward(RewardFunction(function="my/g.py:fn", source="def fn(**_): return [3, 4]\n"))
+    assert grade(function) == [3.0, 4.0]
+    function.close()
+    with pytest.raises(ConfigError, match=r"reward function my/g.py:fn: cannot be loaded: SyntaxError.*g.py"):
+        FunctionReward(RewardFunction(function="my/g.py:fn", source="def fn(:\n"))
+
+
+def test_a_file_can_lie_at_a_uri():
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/team/g.py", b"def fn(**_): return [5, 6]\n")
+    function = FunctionReward(RewardFunction(function="memory://team/g.py:fn"))
+    assert grade(function) == [5.0, 6.0]
+    function.close()
+    with pytest.raises(ConfigError, match=r"reward function memory://team/none.py:fn: cannot be read \(FileNotFound"):
+        FunctionReward(RewardFunction(function="memory://team/none.py:fn"))
 
 
 def soon(holds) -> None:

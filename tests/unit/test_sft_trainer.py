@@ -38,6 +38,16 @@ def test_it_learns_the_demonstrations_and_to_stop(demonstrations, policy_folder,
     assert answers(tmp_path / "policy", FRESH) == [(f"my {thing}", True) for thing in THINGS]
 
 
+def test_on_vertex_the_stages_curves_go_where_tensorboard_is_streamed_from_too(
+    demonstrations, llama_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", str(tmp_path / "streamed"))
+    train(demonstrations, llama_folder, tmp_path, train_steps=2)
+    curves = read_scalars(tmp_path / "logs")
+    assert curves["sft/loss"]
+    assert read_scalars(tmp_path / "streamed") == curves
+
+
 def test_only_the_completion_is_in_the_loss_unless_asked(demonstrations, llama_folder):
     policy, (first, *_) = tokenised(demonstrations, llama_folder)
     example = first.example(seq2seq=False, learn_prompt=False)

@@ -1,10 +1,13 @@
+# ruff: noqa: F811 - tests take fixtures that are imported
 import math
 
 import pytest
 
+from rlhf.data.file_systems import file_system
 from rlhf.errors import DataError
 from rlhf.tracking import find_logs, read_scalars
 from tests.events import write_events
+from tests.loopback import environment, loopback_only, moto_port, opened  # noqa: F401
 
 SERIES = {"rank_loss": [(10, 1.5), (20, 0.75)], "learning_rate": [(10, 0.5)]}
 
@@ -109,3 +112,47 @@ def test_real_runs_of_the_vertex_pipeline(real_data):
     reinforcer = read_scalars(real_data / "tensorboard/vertex_llama2_7b_reinforcer.scalars.csv")
     assert {"kl_loss", "reward", "rl_loss", "learning_rate"} <= set(reinforcer)
     assert [step for step, _ in reinforcer["reward"]] == list(range(10, 650, 10))
+
+
+def tracked(folder, *steps: float, close: bool = True) -> None:
+    from rlhf.tracking import Tracker
+
+    tracker = Tracker(folder)
+    for step, value in enumerate(steps, start=1):
+        tracker.scalars(step, {"reward": value})
+    if close:
+        tracker.close()
+
+
+@pytest.mark.parametrize("protocol", ["gs", "file"])
+def test_on_vertex_event_files_are_written_where_tensorboard_is_streamed_from(tmp_path, monkeypatch, opened, protocol):
+    streamed = opened("gs").uri("jobs/7/logs/") if protocol == "gs" else str(tmp_path / "jobs" / "logs")
+    monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", streamed)
+    tracked(tmp_path / "out", 0.5, 1.5)
+    fs, folder = file_system(streamed)
+    fs.get(folder.rstrip("/") + "/", str(tmp_path / "got"), recursive=True)
+    assert read_scalars(tmp_path / "out") == {"reward": [(1, 0.5), (2, 1.5)]}
+    written, arrived = ({file.name: file.read_bytes() for file in (tmp_path / of).iterdir()} for of in ("out", "got"))
+    assert arrived == written
+
+
+def test_they_are_there_while_training_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", str(tmp_path / "streamed"))
+    monkeypatch.setattr("rlhf.tracking.MIRROR_SECONDS", 0.0)
+    tracked(tmp_path / "out", 0.5, 1.5, close=False)
+    assert read_scalars(tmp_path / "streamed") == {"reward": [(1, 0.5), (2, 1.5)]}
+
+
+def test_training_goes_on_where_they_cannot_be_written(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", str(tmp_path / "file" / "logs"))
+    monkeypatch.setattr("rlhf.tracking.MIRROR_SECONDS", 0.0)
+    tracked(tmp_path / "out", 0.5, 1.5)
+    assert read_scalars(tmp_path / "out") == {"reward": [(1, 0.5), (2, 1.5)]}
+    assert capsys.readouterr().out.count("cannot be written to, no more is streamed") == 1
+
+
+def test_of_several_processes_one_writes_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", str(tmp_path / "streamed"))
+    tracked(None, 0.5)
+    assert not (tmp_path / "streamed").exists()

@@ -1,0 +1,1 @@
+"""Submit a pipeline to a cluster: `python -m pipelines.submit kubeflow|vertex`."""

@@ -1,0 +1,180 @@
+"""What can be found wrong before anything is sent."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format
+from kfp.dsl.base_component import BaseComponent
+
+from pipelines import params
+from pipelines.placement.cluster import Profile
+from pipelines.submit.errors import SubmitError
+
+DATASETS = ("prompt_dataset", "preference_dataset", "eval_dataset", "demonstration_dataset")
+# Where parameters that nothing acts on are, and why.
+_NO_SERVING = "the profile has no {}: see docs/serving.md"
+
+
+def nothing_there(profile: Profile) -> dict[str, str]:
+    """Parameters that nothing acts on where a run is placed by this profile, and why."""
+    if profile.platform == "vertex":
+        return {} if profile.vertex.serving else {"deploy_model": _NO_SERVING.format("vertex.serving")}
+    nothing = {
+        "tensorboard_resource_id": "event files are among the outputs of the stages",
+        "encryption_spec_key_name": "encryption is the object store's own setting on Kubernetes",
+    }
+    if not profile.kubernetes.kserve:
+        nothing["deploy_model"] = _NO_SERVING.format("kubernetes.kserve")
+    return nothing
+
+
+def parameters(path: str | Path, pipeline: BaseComponent, profile: Profile) -> tuple[dict[str, Any], list[str]]:
+    """Read a parameter file and check all of it that can be checked from here.
+
+    Args:
+        pipeline: A function decorated with `dsl.pipeline`.
+        profile: Where and how large it will run.
+
+    Returns:
+        The arguments to run the pipeline with, and warnings.
+
+    Raises:
+        pipelines.params.ParameterError: A parameter or an option of a stage is unknown, missing, of the wrong type or
+            out of range, or names a file of this machine; one line for each.
+    """
+    values = params.with_graders(params.read(path))
+    arguments, warnings = params.check(values, pipeline, nothing_there(profile))
+    errors = [*_files_of_this_machine(arguments), *_serving(arguments, profile), *_options(arguments, pipeline)]
+    if errors:
+        raise params.ParameterError("\n".join(errors))
+    for name in DATASETS:
+        warnings += [
+            f"{name}: {part} must be mounted in the pods"
+            for part in _parts(arguments.get(name, ""))
+            if part.startswith("/")
+        ]
+    return arguments, warnings
+
+
+def dns_label(value: str, parameter: str, *, letter_first: bool = False) -> str:
+    """The value, if it is a DNS label (RFC 1123; with `letter_first`, RFC 1035).
+
+    Raises:
+        SubmitError: It is none; the message has one made of it.
+    """
+    first = "a-z" if letter_first else "a-z0-9"
+    if re.fullmatch(rf"[{first}]([-a-z0-9]{{0,61}}[a-z0-9])?", value):
+        return value
+    close = re.sub(r"[^a-z0-9]+", "-", value.lower())
+    close = (close.lstrip("-0123456789") if letter_first else close.lstrip("-"))[:63].rstrip("-")
+    raise SubmitError(
+        f"{parameter}: found {value!r}, expected a DNS label: up to 63 small letters, digits and '-', beginning with "
+        f"{'a letter' if letter_first else 'a letter or digit'} and not ending with '-'"
+        + (f"; for example {close}" if close else "")
+    )
+
+
+def _parts(dataset: str) -> list[str]:
+    return [part.strip() for part in dataset.split(",") if part.strip()]
+
+
+def _files_of_this_machine(arguments: dict[str, Any]) -> Iterator[str]:
+    # A path that begins at the root may be a mounted volume, or a bucket under Vertex's /gcs/.
+    for name in DATASETS:
+        for part in _parts(arguments.get(name, "")):
+            if "://" not in part and not part.startswith("/"):
+                yield (
+                    f"{name}: found {part!r}, a path on this machine, expected a URI that pods can read, "
+                    "such as gs://, s3://, hf:// or https://; upload the file first"
+                )
+    publish_to = arguments.get("publish_to", "")
+    if publish_to and "://" not in publish_to and not publish_to.startswith("/"):
+        yield (
+            f"publish_to: found {publish_to!r}, a path on this machine, expected a URI that pods can write to, such as "
+            "gs:// or s3://"
+        )
+    models = {
+        "large_model_reference": arguments["large_model_reference"],
+        "reward.base_model": arguments.get("reward", {}).get("base_model"),
+    }
+    for name, model in models.items():
+        relative = isinstance(model, str) and "://" not in model and not model.startswith("/")
+        if relative and (model.startswith((".", "~")) or Path(model).is_dir()):
+            yield (
+                f"{name}: found {model!r}, a folder on this machine, expected a Hugging Face id or a URI that pods "
+                "can read, such as gs:// or s3://; upload the folder first"
+            )
+
+
+def _serving(arguments: dict[str, Any], profile: Profile) -> Iterator[str]:
+    """What the steps after the publisher would refuse, hours later."""
+    publish_to = arguments.get("publish_to", "")
+    if not publish_to:
+        return
+    if profile.vertex.serving and not publish_to.startswith("gs://"):
+        yield f"publish_to: found {publish_to!r}, expected a gs:// folder, from which Vertex AI can serve"
+    mounted = [volume.path for volume in profile.kubernetes.volumes]
+    on_volume = any(publish_to.startswith(path) for path in mounted)
+    if profile.kubernetes.kserve and arguments.get("deploy_model") and publish_to.startswith("/") and not on_volume:
+        yield (
+            f"publish_to: found {publish_to!r}, expected gs:// or s3://, or a folder on one of the profile's "
+            f"kubernetes.volumes ({', '.join(mounted) or 'none'}), from which KServe can serve"
+        )
+
+
+def _options(arguments: dict[str, Any], pipeline: BaseComponent) -> Iterator[str]:
+    """What the first stage would refuse after the pods have started: the stages' configs are here, too."""
+    # Outside a container only configs, which load no models.
+    from rlhf.bulk_inference.config import BulkInferenceConfig
+    from rlhf.data_validation.config import DataValidationConfig
+    from rlhf.errors import ConfigError
+    from rlhf.evaluator.config import EvaluatorConfig
+    from rlhf.grpo_trainer.config import GRPOTrainerConfig
+    from rlhf.job import merge_options
+    from rlhf.ppo_trainer.config import PPOTrainerConfig
+    from rlhf.reward_trainer.config import RewardTrainerConfig
+    from rlhf.sft_trainer.config import SFTTrainerConfig
+
+    of_pipeline = {**defaults(pipeline), **arguments}
+    structs = {"sft", "reward", "ppo", "grpo", "inference", "evaluation", "seed"}
+    of_data = {name: of_pipeline[name] for name in (DataValidationConfig.model_fields.keys() & of_pipeline) - structs}
+    tuning = {
+        "train_steps": of_pipeline["reinforcement_learning_train_steps"],
+        "learning_rate_multiplier": of_pipeline["reinforcement_learning_rate_multiplier"],
+        "kl_coeff": of_pipeline["kl_coeff"],
+    }
+    grader = {"grader": of_pipeline["grader"]} if "grader" in of_pipeline else {}
+    configs = {
+        "data_validation": (DataValidationConfig, of_data | ({"grpo": grader} if grader else {})),
+        "sft": (SFTTrainerConfig, {}),
+        "reward": (
+            RewardTrainerConfig,
+            {
+                "train_steps": of_pipeline.get("reward_model_train_steps"),
+                "learning_rate_multiplier": of_pipeline.get("reward_model_learning_rate_multiplier"),
+            },
+        ),
+        "ppo": (PPOTrainerConfig, tuning),
+        "grpo": (GRPOTrainerConfig, tuning | grader),
+        "inference": (BulkInferenceConfig, {}),
+        "evaluation": (EvaluatorConfig, {}),
+    }
+    for name, (config, by_parameter) in configs.items():
+        if name not in pipeline.pipeline_spec.root.input_definitions.parameters:
+            continue
+        try:
+            config.parse(merge_options(arguments.get(name, {}), name, **by_parameter, seed=of_pipeline["seed"]), name)
+        except ConfigError as error:
+            yield str(error)
+
+
+def defaults(pipeline: BaseComponent) -> dict[str, Any]:
+    """Values of the pipeline's parameters where none are given."""
+    known = pipeline.pipeline_spec.root.input_definitions.parameters
+    return {
+        name: json_format.MessageToDict(definition.default_value)
+        for name, definition in known.items()
+        if definition.HasField("default_value")
+    }

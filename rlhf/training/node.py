@@ -1,0 +1,74 @@
+"""What a pod of a TrainJob runs: `python -m rlhf.training.node`.
+
+Takes the job from the exchange, trains together with the other pods under torchrun, and hands back what the first
+process wrote.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from rlhf.errors import ConfigError
+from rlhf.job import stage_errors
+from rlhf.progress import say
+from rlhf.training.exchange import Exchange
+from rlhf.training.launch import torchrun
+from rlhf.training.nodes import nodes
+
+EXCHANGE = "RLHF_EXCHANGE"
+"""Environment variable: folder or URI of the exchange."""
+SECRETS = "RLHF_SECRETS"
+"""Environment variable: a folder of folders whose files are further variables. Kubeflow Trainer refuses variables from
+Secrets for the container that trains, so that these come as files."""
+
+
+def main() -> int:
+    """Run this node's part.
+
+    Returns:
+        Exit status: that of torchrun.
+    """
+    _read_secrets(os.environ.get(SECRETS, ""))
+    with stage_errors("node"), tempfile.TemporaryDirectory() as folder:
+        machines = nodes()
+        if machines is None:
+            raise ConfigError(
+                "PET_NNODES: found none above 1, expected what Kubeflow Trainer sets for several nodes of a runtime "
+                "with the torch policy; name such a runtime in the profile (kubernetes.training_runtime)"
+            )
+        exchange = Exchange(os.environ[EXCHANGE])
+        job = exchange.take_job(Path(folder, "inputs"))
+        stage, devices = job.pop("stage"), job.pop("devices")
+        _check_devices(devices)
+        job["outputs"] = {name: str(Path(folder, "outputs", name, file)) for name, file in job["outputs"].items()}
+        path, metrics = Path(folder, "job.json"), Path(folder, "metrics.json")
+        path.write_text(json.dumps(job), encoding="utf-8")
+        say(stage, f"node {machines.rank + 1} of {machines.count}")
+        status = torchrun(stage, path, metrics, machines)
+        if status == 0 and machines.rank == 0:
+            exchange.hand_back(job["outputs"], json.loads(metrics.read_text(encoding="utf-8")))
+        return status
+
+
+def _read_secrets(folder: str) -> None:
+    if folder:
+        for file in Path(folder).glob("*/*"):
+            if file.is_file():  # a Secret's volume also has folders that its links lead through
+                os.environ[file.name] = file.read_text(encoding="utf-8").rstrip("\n")
+
+
+def _check_devices(expected: int) -> None:
+    if expected:
+        import torch
+
+        if (found := torch.cuda.device_count()) != expected:
+            raise ConfigError(
+                f"accelerators: PyTorch finds {found} on this node, and the pod asked for {expected}; its driver or "
+                "its device plugin does not fit the image"
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""What needs no engine of building images: names, locks, and what people are told. With one: tests/containers."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from components.images import STAGES, ImageError, pinned_images
+from containers import build, contents, engine
+from containers.contents import lines
+from pipelines.containers import check_images
+
+REPOSITORY = Path(__file__).parents[2]
+DIGEST = "sha256:" + "a" * 64
+OLD = "echo 'Docker version 20.10.24'"  # has BuildKit in itself
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    """What a push of every stage leaves."""
+    path = tmp_path / "images.json"
+    pushed = {s: {"image": f"r.example/x/rlhf-{s.replace('_', '-')}:1f2e", "digest": DIGEST} for s in STAGES}
+    path.write_text(json.dumps(pushed))
+    return path
+
+
+def test_pushed_images_are_named_by_digest(table):
+    pinned = pinned_images(table, "r.example/x", "1f2e")
+    assert list(pinned) == list(STAGES)
+    assert pinned["ppo_trainer"] == f"r.example/x/rlhf-ppo-trainer@{DIGEST}"
+    assert pinned_images(table) == pinned, "where they were pushed is in the table"
+
+
+def test_other_images_than_those_asked_for_are_refused(table):
+    with pytest.raises(ImageError, match=r"was pushed as .*, not to other.example; run `make push`"):
+        pinned_images(table, "other.example")
+    with pytest.raises(ImageError, match="not with tag 2; run `make build push TAG=2`"):
+        pinned_images(table, None, "2")
+    pushed = json.loads(table.read_text())
+    del pushed["evaluator"]
+    table.write_text(json.dumps(pushed))
+    with pytest.raises(ImageError, match='has no evaluator; run `make build push STAGES="evaluator"`'):
+        pinned_images(table)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"evaluator": {}}'])
+def test_a_table_that_is_none_is_refused(table, text):
+    table.write_text(text)
+    with pytest.raises(ImageError, match=r"found what is no table of images|has no "):
+        pinned_images(table)
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("ERROR: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", "no container engine answers"),
+        ("permission denied while trying to connect to the docker API", "this user may not use the container engine"),
+        ("write /var/lib/docker/x: no space left on device", "the disk is full; `docker system prune`"),
+        (
+            " > [base 1/2] FROM x:1@sha256:8b94:\n------\nfailed to register layer: Error processing tar file(exit "
+            "status 1): write /usr/share/python-wheels/pip-23.0.1-py3-none-any.whl: no space left on device",
+            "the disk is full; `docker system prune`",
+        ),
+        ("unauthorized: authentication required", "the registry refuses these credentials; `docker login`"),
+        ("denied: Permission 'artifactregistry.write' denied", "the registry refuses these credentials"),
+        ("dial tcp: lookup r.example: no such host", "registry: r.example/x does not answer"),
+        ("#9 1.2 ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM", "a package is not the one that was locked"),
+        (" > [internal] load metadata for docker.io/x:\n---\npull access denied", "base image: x:1 cannot be pulled"),
+        (
+            "#9 1.3 ModuleNotFoundError: No module named 'rlhf'\n#9 ERROR: executor failed",
+            "ModuleNotFoundError: No mod",
+        ),
+        ("", "the container engine failed without saying why"),
+    ],
+)
+def test_what_an_engine_says_becomes_one_line_with_what_to_do(said, line):
+    told = engine.explain(said, base="x:1", registry="r.example/x")
+    assert told.startswith(line)
+    assert "\n" not in told
+
+
+def test_what_fails_in_a_container_is_not_taken_for_a_failure_of_the_engine(tmp_path, monkeypatch):
+    said = "E   no space left on device\\n1 failed, 2 passed"
+    fails = f"test $1 = --version && {OLD} || {{ printf '{said}\\n' >&2; exit 1; }}"
+    monkeypatch.setenv("PATH", f"{fake_docker(tmp_path, fails)}:{os.environ['PATH']}")
+    engine.cli.cache_clear()
+    with pytest.raises(engine.EngineError, match=r"^1 failed, 2 passed$"):
+        engine.run("run", "image")
+    engine.cli.cache_clear()
+
+
+def command(*arguments: str, repository: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "containers.build", *arguments],
+        cwd=repository,
+        env={**os.environ, "PYTHONPATH": str(repository), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def fake_docker(folder: Path, script: str) -> str:
+    """A folder for the path, with a `docker` that does as told, and nothing else but git."""
+    (folder / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "docker").chmod(0o755)
+    return f"{folder}:{Path(subprocess.check_output(['which', 'git'], text=True).strip()).parent}"
+
+
+@pytest.mark.parametrize(
+    ("script", "line"),
+    [
+        (
+            f"{OLD}; test $1 = --version || {{ echo 'Cannot connect to the Docker daemon' >&2; exit 1; }}",
+            "no container",
+        ),
+        (f"test $1 = --version && {OLD} || echo arm64", "the container engine builds for arm64"),
+    ],
+    ids=["no engine", "ARM"],
+)
+def test_no_engine_and_another_processor_are_one_line(tmp_path, script, line):
+    ended = command("build", "--tag", "1", PATH=fake_docker(tmp_path, script), DOCKER_DEFAULT_PLATFORM="")
+    assert ended.returncode == 2
+    (said,) = ended.stderr.splitlines()
+    assert said.startswith(f"error: {line}")
+
+
+def test_no_docker_at_all_is_one_line(tmp_path):
+    ended = command("build", "--tag", "1", PATH=str(tmp_path))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: docker: command not found; install Docker Engine")
+
+
+def test_a_demo_in_containers_without_an_engine_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody-listens")
+    with pytest.raises(ImageError, match=r"^no container engine answers \(.*\); start one$"):
+        check_images(["rlhf-evaluator:1"])
+
+
+def test_an_unknown_stage_and_a_moving_tag_are_refused():
+    assert command("build", "--tag", "1", "--stages", "ppo").stderr.startswith("error: stages: found 'ppo', expected")
+    assert command("build", "--tag", "latest").stderr.startswith("error: tag: found 'latest'")
+
+
+def test_the_tag_of_a_dirty_tree_says_so(monkeypatch):
+    monkeypatch.setattr(build, "git", lambda *_: "1f2e3d4c5b6a")
+    assert build.default_tag(dirty=False) == "1f2e3d4c5b6a"
+    assert build.default_tag(dirty=True) == "1f2e3d4c5b6a-dirty"
+    monkeypatch.setattr(build, "git", lambda *_: "")
+    with pytest.raises(ImageError, match="this is no git checkout; set TAG="):
+        build.default_tag(dirty=False)
+
+
+def test_a_dirty_tree_is_said_and_is_not_pushed_under_the_commit_s_name(tmp_path):
+    repository = tmp_path / "repository"
+    for package in ("components", "containers"):
+        shutil.copytree(REPOSITORY / package, repository / package, ignore=shutil.ignore_patterns("__pycache__"))
+    as_somebody = ["git", "-c", "user.name=x", "-c", "user.email=x@x.example", "-C", str(repository)]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run([*as_somebody, *arguments], check=True)
+    (repository / "containers/Dockerfile").write_text("FROM scratch\n")
+    ended = command("push", "--registry", "r.example/x", repository=repository)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: the tree has changes that are not committed; commit them, or name a TAG\n"
+    (tmp_path / "tools").mkdir()
+    path = fake_docker(tmp_path / "tools", f"test $1 = --version && {OLD} || exit 1")
+    ended = command("build", "--stages", "evaluator", PATH=path, repository=repository)
+    assert re.fullmatch(
+        r"warning: the tree has changes that are not committed; they go into images tagged [0-9a-f]{12}-dirty\n",
+        ended.stdout,
+    )
+
+
+def test_the_base_is_pinned_by_digest():
+    assert re.fullmatch(r"python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}", build.default_base())
+
+
+@pytest.mark.parametrize("torch", ["cpu", "cuda"])
+def test_images_hold_the_versions_that_set_up_installs_by_hash(torch):
+    def name(text: str) -> str:
+        return re.sub(r"[-_.]+", "-", text).lower()
+
+    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
+    pinned = {name(package): version for package, version in pinned.items()}
+    locked = dict(re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}\n", line).groups() for line in lines(torch))
+    assert len(locked) == len(lines(torch)), "no package twice"
+    for package, version in locked.items():
+        if package in pinned:
+            assert version.removesuffix("+cpu") == pinned[package], package
+        else:
+            assert package == "setuptools" or (torch == "cuda" and package.startswith(("nvidia-", "cuda-", "triton")))
+
+
+def test_an_audit_is_of_versions_that_are_published_and_of_all_of_them(monkeypatch, tmp_path):
+    def looked_up(command: list[str], check: bool) -> SimpleNamespace:
+        assert "--strict" in command
+        audited.append(Path(command[command.index("--requirement") + 1]).read_text())
+        return SimpleNamespace(returncode=1)
+
+    audited: list[str] = []
+    monkeypatch.setattr(contents, "OUT", tmp_path)
+    monkeypatch.setattr(contents.subprocess, "run", looked_up)
+    monkeypatch.setattr(sys, "argv", ["contents", "audit", "--torch", "cpu"])
+    assert contents.main() == 1
+    assert "torch==2.13.0 " in audited[0]
+    assert len(audited[0].splitlines()) == len(lines("cpu"))
+
+
+def test_validation_s_lock_has_no_torch():
+    light = (REPOSITORY / "containers/locks/light.txt").read_text()
+    assert not re.search(r"^(torch|transformers|nvidia)", light, re.MULTILINE)
+
+
+def test_cloud_build_defines_what_it_uses_and_uses_what_it_defines():
+    text = (REPOSITORY / "cloudbuild.yaml").read_text()
+    parsed = yaml.safe_load(text)
+    commands = json.dumps(parsed["steps"]) + parsed["serviceAccount"]
+    assert set(re.findall(r"\$\{(_\w+)\}", commands)) == set(parsed["substitutions"])
+    (compiler,) = (step["name"] for step in parsed["steps"] if step["id"] == "compile")
+    assert compiler == build.default_base()
+    assert "secret" not in commands.lower()
+    builders = {step["name"] for step in parsed["steps"] if "containers.build" in step["args"][1]}
+    assert [re.sub(r"[0-9a-f]{64}$", "", name) for name in builders] == ["docker:28-cli@sha256:"], "with BuildKit"
+
+
+def test_the_workflow_builds_tests_pushes_and_compiles_as_cloud_build_does():
+    def modules(text: str) -> list[str]:
+        return re.findall(r"python3 -m (containers\.build \w+|pipelines\.compile)", text)
+
+    workflow = yaml.safe_load((REPOSITORY / ".github/workflows/images.yaml").read_text())
+    runs = "\n".join(step.get("run", "") for step in workflow["jobs"]["images"]["steps"])
+    cloud = modules(json.dumps(yaml.safe_load((REPOSITORY / "cloudbuild.yaml").read_text())["steps"]))
+    assert modules(runs) == list(dict.fromkeys(cloud))

@@ -1,0 +1,166 @@
+"""Graders that come with the project, and sums and products of graders."""
+
+import math
+
+import pytest
+
+from rlhf.errors import ConfigError, TrainingError
+from rlhf.rewards import builtin
+from rlhf.rewards.config import RewardFunction
+from rlhf.rewards.groups import flattened, make_grader
+
+
+def grades(name: str, completions, options=None, **columns):
+    """Of a built-in, called as its process calls it."""
+    RewardFunction.parse({"builtin": name, "options": options or {}})
+    prompts = ["P"] * len(completions)
+    return builtin.make(name, options or {})(prompts=prompts, completions=completions, **columns)
+
+
+def test_length_is_1_in_the_band_and_falls_to_0_outside():
+    completions = ["one two", "one two three", "one two three four", "one " * 5, "one " * 6, "one " * 9, ""]
+    assert grades("length", completions, {"least": 2, "most": 4}) == [1.0, 1.0, 1.0, 0.5, 0.0, 0.0, 0.0]
+    assert grades("length", ["ab", "abcd"], {"unit": "characters", "most": 3, "slack": 0.0}) == [1.0, 0.0]
+    assert grades("length", ["x " * 1000], {"least": 2}) == [1.0]
+
+
+def test_regex_searches_or_matches_all_or_wants_none():
+    said = ["call 911", "911", "none"]
+    assert grades("regex", said, {"pattern": r"\d+"}) == [1.0, 1.0, 0.0]
+    assert grades("regex", said, {"pattern": r"\d+", "mode": "fullmatch"}) == [0.0, 1.0, 0.0]
+    assert grades("regex", said, {"pattern": r"\d+", "absent": True}) == [0.0, 0.0, 1.0]
+
+
+def test_json_schema_tells_valid_from_other_json_from_none():
+    schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer", "minimum": 1}}}
+    said = ['{"a": 1}', '```json\n{"a": 2}\n```', '{"a": 0}', "[]", "a: 1", "", '{"a": NaN}', "[" * 100_000]
+    assert grades("json_schema", said, {"schema": schema}) == [1.0, 1.0, 0.5, 0.5, 0.0, 0.0, 0.0, 0.0]
+    assert grades("json_schema", said[1:2], {"schema": schema, "fenced": False}) == [0.0]
+
+
+def test_exact_match_is_against_a_column_and_can_look_for_the_answer_in_the_text():
+    references = [" 42", "42", None, ""]
+    assert grades("exact_match", ["42\n", "4", "42", "x"], reference=references) == [1.0, 0.0, None, None]
+    options = {"column": "answer", "pattern": r"#### (\S+)", "ignore_case": True}
+    assert grades("exact_match", ["1 #### no #### Yes", "yes"], options, answer=["yes", "yes"]) == [1.0, 0.0]
+
+
+def test_rouge_and_similarity_are_against_a_column():
+    said, references = ["the cat sat", "a dog", "x"], ["the cat sat", "the cat sat", None]
+    assert grades("rouge", said, reference=references) == [1.0, 0.0, None]
+    same, other, none = grades("similarity", said, reference=references)
+    assert same == pytest.approx(1.0)
+    assert 0 <= other < 0.3
+    assert none is None
+    with pytest.raises(ValueError, match="there is no 'summary', only reference"):
+        grades("rouge", said, {"column": "summary"}, reference=references)
+
+
+def test_toxicity_counts_whole_words_of_a_list():
+    said = ["You IDIOT!", "idiotic, and fine", "a b c idiot"]
+    assert grades("toxicity", said) == [0.0, 1.0, 0.0]
+    assert grades("toxicity", said[2:], {"share": 0.5}) == [0.5]
+    assert grades("toxicity", ["oh no", "yes"], {"words": ["oh no", "c++"]}) == [0.0, 1.0]
+
+
+def test_messages_are_read_as_what_they_say():
+    assert grades("regex", [[{"role": "assistant", "content": "yes"}]], {"pattern": "^yes$"}) == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"builtin": "lenght"}, "builtin: found 'lenght', expected one of length, regex"),
+        (
+            {"builtin": "length", "options": {"max": 3}},
+            "length takes the options unit, least, most, slack; unknown: max",
+        ),
+        ({"builtin": "regex"}, "missing: pattern"),
+        ({"builtin": "regex", "options": {"pattern": "("}}, "pattern: '\\(' is no regular expression"),
+        ({"builtin": "length", "options": {"most": "ten"}}, "length.most: found 'ten', expected int"),
+        ({"builtin": "length", "options": {"unit": "tokens"}}, "unit: found 'tokens', expected words or characters"),
+        ({"builtin": "length", "http": "http://x"}, "exactly one of function, http, builtin, sum, product"),
+        ({"weight": 2.0}, "exactly one of"),
+        ({"http": "ftp://x"}, "a URL that begins with http"),
+        ({"function": "g.py", "options": {"a": 1}}, "options are for a builtin"),
+        ({"sum": [{"builtin": "length"}, {"weight": 1.0}]}, r"sum.1: found"),
+        ({"sum": [{"builtin": "length", "wieght": 2}]}, r"sum.0.wieght'?: did you mean 'weight'"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(options, expected):
+    with pytest.raises(ConfigError, match=expected):
+        RewardFunction.parse(options)
+
+
+@pytest.fixture
+def made():
+    started = []
+
+    def make(options):
+        started.append(make_grader(RewardFunction.parse(options)))
+        return started[-1]
+
+    yield make
+    for each in started:
+        each.close()
+
+
+def asked(grader, *completions, **columns):
+    return grader.grade(["P"] * len(completions), list(completions), columns)
+
+
+SHORT = {"builtin": "length", "options": {"most": 2}}
+
+
+def test_a_sum_is_weighted_and_leaves_out_who_does_not_judge(made):
+    grader = made({"sum": [{**SHORT, "weight": 2.0}, {"builtin": "exact_match", "weight": -1.0}], "name": "both"})
+    assert asked(grader, "a b", "a b", "a b c d", reference=["a b", None, None]) == [1.0, 2.0, 0.0]
+    assert asked(made({"sum": [{"builtin": "exact_match"}]}), "a", reference=[None]) == [None]
+
+
+def test_a_product_is_weighted_by_powers_and_0_if_any_is(made):
+    half = {"builtin": "length", "options": {"most": 2, "slack": 1.0}, "weight": 2.0}
+    grader = made({"product": [half, {"builtin": "regex", "options": {"pattern": "a"}}]})
+    assert asked(grader, "a b", "a b c", "x y", "a b c d") == [1.0, 0.25, 0.0, 0.0]
+
+
+def test_a_negative_grade_in_a_product_is_refused_with_its_row(made, tmp_path):
+    (tmp_path / "g.py").write_text(
+        "def grade(completions, **_): return [-1.0 if c == 'b' else 1.0 for c in completions]"
+    )
+    grader = made({"product": [{"function": f"{tmp_path}/g.py"}, SHORT]})
+    with pytest.raises(TrainingError, match=r"g.py:grade: gave -1 for row 2 of 2 \(id 'y'\), and stands in a product"):
+        asked(grader, "a", "b", id=["x", "y"])
+
+
+def test_a_row_that_a_part_cannot_grade_is_nan_in_the_group_and_said(made, tmp_path):
+    (tmp_path / "g.py").write_text("def grade(completions, **_): return [1 if c == 'a' else 'no' for c in completions]")
+    for kind in ("sum", "product"):
+        grader = made({kind: [SHORT, {"function": f"{tmp_path}/g.py"}]})
+        first, second = asked(grader, "a", "b", id=["x", "y"])
+        assert first in (1.0, 2.0)
+        assert math.isnan(second)
+        assert "returned 'no' (str) for row 2 of 2 (id 'y')" in grader.faults[1]
+
+
+def test_an_outermost_sum_is_its_parts_each_logged_by_itself():
+    config = RewardFunction.parse({"sum": [SHORT, {"sum": [{**SHORT, "weight": 3.0}], "weight": 2.0}], "weight": 0.5})
+    assert [(each.name, each.weight) for each in flattened(config)] == [("length", 0.5), ("length", 3.0)]
+    alone = RewardFunction.parse({"product": [SHORT]})
+    assert flattened(alone) == [alone]
+
+
+def test_a_pattern_that_takes_for_ever_is_ended_and_its_row_skipped(made):
+    options = {"builtin": "regex", "options": {"pattern": "^(a+)+$"}, "timeout_seconds": 1.5}
+    grader = made(options)
+    found = asked(grader, "b", "aaa", "a" * 60 + "b", "b")
+    assert found[:2] + found[3:] == [0.0, 1.0, 0.0]
+    assert math.isnan(found[2])
+    assert "grader regex: hung for row 3 of 4" in grader.faults[2]
+
+
+def test_a_reward_model_can_be_no_part_of_a_product():
+    model = {"builtin": "reward_model", "options": {"model": "/nowhere"}}
+    with pytest.raises(ConfigError, match="product: a reward_model can stand alone or in a sum"):
+        RewardFunction.parse({"product": [SHORT, {"sum": [model]}]})
+    assert len(flattened(RewardFunction.parse({"sum": [SHORT, {"sum": [model]}]}))) == 2

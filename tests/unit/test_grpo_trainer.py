@@ -1,0 +1,262 @@
+"""The GRPO trainer on tiny models: it learns, on either architecture; a bad grader ends it before anything moves."""
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf.data.store import write_dataset
+from rlhf.data.template import Template
+from rlhf.errors import ConfigError, TrainingError
+from rlhf.grpo_trainer import GRPOTrainerConfig
+from rlhf.grpo_trainer.stage import run
+from rlhf.models.policy import Policy
+from rlhf.tracking import read_scalars
+from tests import training
+
+TEMPLATE = Template(prompt_sequence_length=48, target_sequence_length=8)
+GRADERS = """
+def letters(completions, **columns):
+    return [10.0 * text.count("o") / max(1, len(text)) for text in completions]
+
+def same(completions, **columns):
+    return [1.0 for _ in completions]
+
+def one_bad(completions, id, **columns):
+    return ["?" if i == "3" else float(len(text)) for i, text in zip(id, completions)]
+
+def raises(completions, id, **columns):
+    raise KeyError("colour")
+
+def nothing(completions, **columns):
+    return [None for _ in completions]
+
+def nan(completions, **columns):
+    return [float("nan") for _ in completions]
+
+def messages(prompts, completions, reference, **columns):
+    assert all(isinstance(text, str) for text in completions)
+    return [float(r == "r") + len(c) for c, r in zip(completions, reference)]
+"""
+OUTPUTS = {"tuned_policy": "policy", "samples": "samples.jsonl", "report": "report.html", "tensorboard": "logs"}
+
+
+@pytest.fixture
+def prompts(tmp_path) -> Path:
+    rows = [
+        {"id": str(i), "prompt": f"My brother sold my guitar{' on monday' * (i % 4)} {i}.\nTL;DR:", "reference": "r"}
+        for i in range(40)
+    ]
+    write_dataset(tmp_path / "prompts", "prompts", rows, TEMPLATE)
+    return tmp_path / "prompts"
+
+
+class Job:
+    def __init__(self, folder: Path, prompts: Path):
+        self.folder, self.prompts = folder, prompts
+        (folder / "g.py").write_text(GRADERS)
+
+    def options(self, grader: str | dict | None, **options) -> dict:
+        return {
+            "train_steps": 4,
+            "batch_size": 16,
+            "group_size": 4,
+            "learning_rate": 3e-3,
+            "sample_every": 1,
+            "grader": {"function": f"{self.folder}/g.py:{grader}"} if isinstance(grader, str) else grader,
+            **options,
+        }
+
+    def run(self, base: Path, grader: str | dict | None = "letters", out: str = "out", **options) -> dict[str, float]:
+        self.out = self.folder / out
+        self.out.mkdir(exist_ok=True)
+        paths = {name: str(self.out / file) for name, file in OUTPUTS.items()}
+        config = GRPOTrainerConfig.parse(self.options(grader, **options), "grpo")
+        return run(config, prompts=str(self.prompts), policy=str(base), **paths)
+
+    @property
+    def policy(self) -> Policy:
+        return Policy.load(self.out / "policy", TEMPLATE)
+
+    @property
+    def samples(self) -> list[dict]:
+        return [json.loads(line) for line in (self.out / "samples.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def job(tmp_path, prompts) -> Job:
+    return Job(tmp_path, prompts)
+
+
+def weights(policy: Policy) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_the_grade_rises_on_prompts_that_were_not_trained_on(arch, request, job):
+    base = request.getfixturevalue(f"{arch}_folder")
+    metrics = job.run(base, train_steps=25, batch_size=32, group_size=8)
+    assert metrics["grade_after"] > metrics["grade_before"] + 0.5
+    assert metrics["held_out_after"] > metrics["held_out_before"] + 0.3
+    assert metrics["kl"] > 0
+    assert metrics["completions"] == 25 * 32
+    logs = read_scalars(job.out / "logs")
+    expected = {"reward", "kl_loss", "rl_loss", "learning_rate", "eval/grade", "eval/rouge_l"}
+    ours = {"grade", "kl", "no_signal", "spread", "length", "ended", "bad_grades", "entropy", "gradient_norm"}
+    assert expected | {f"grpo/{name}" for name in ours} <= set(logs)
+    assert len(logs["grpo/grade"]) == 25
+    by_prompt = [row["id"] for row in job.samples if row["update"] == 1]
+    assert all(len(set(by_prompt[i : i + 8])) == 1 for i in range(0, 32, 8)), "groups of one prompt"
+    assert len(set(by_prompt)) == 4
+    assert {row["update"] for row in job.samples} == set(range(1, 26))
+    page = (job.out / "report.html").read_text(encoding="utf-8")
+    assert "Learned" in page or "Doubtful" in page
+    assert job.policy.card.kind == "policy"
+    assert job.policy.card.training["grade_after"] == metrics["grade_after"]
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_an_adapter_is_tuned_alone_and_saved_without_its_reference(arch, request, job):
+    base = request.getfixturevalue(f"{arch}_folder")
+    metrics = job.run(base, tuning="lora", lora={"rank": 4}, learning_rate=1e-2)
+    saved = {path.name for path in (job.out / "policy").iterdir()}
+    assert "adapter_model.safetensors" in saved
+    assert "ref" not in saved
+    assert metrics["kl"] > 0
+    # And goes on: KL is from where it goes on, not from the base under it.
+    first = job.out / "policy"
+    again = job.run(first, tuning="lora", out="again", learning_rate=1e-9, kl_coeff=0.1)
+    assert abs(again["kl"]) < 1e-4
+    whole = job.run(first, out="whole", learning_rate=1e-9, kl_coeff=0.1)
+    assert abs(whole["kl"]) < 1e-4
+
+
+def test_an_adapter_on_a_base_in_four_bits_moves_in_float32(llama_folder, job):
+    metrics = job.run(llama_folder, tuning="qlora", lora={"rank": 4}, learning_rate=1e-2, train_steps=3)
+    assert metrics["kl"] > 0
+    assert job.policy.card.base_in_4_bits
+    adapter = load_file(job.out / "policy" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in adapter.values()} == {torch.float32}
+
+
+def test_a_run_can_be_repeated(llama_folder, job):
+    found = []
+    for out in ("one", "two"):
+        job.run(llama_folder, out=out, microbatch_size=8 if out == "two" else None)
+        found.append(weights(job.policy))
+    assert torch.allclose(*found, atol=2e-3)
+    first = [row["completion"] for row in job.samples[:16]]
+    assert len(set(first)) > 1
+
+
+def test_without_a_penalty_there_is_no_kl(llama_folder, job):
+    assert "kl" not in job.run(llama_folder, kl_coeff=0.0, train_steps=1)
+
+
+def test_one_bad_completion_is_left_out_counted_and_said(llama_folder, job, capfd):
+    metrics = job.run(llama_folder, "one_bad", train_steps=10, held_out_prompts=0, max_bad_rewards=0.3)
+    assert metrics["bad_grades"] == 4, "each prompt comes once in ten updates, with four completions"
+    assert [row["score"] for row in job.samples if row["id"] == "3"] == [None] * 4
+    said = capfd.readouterr().out
+    assert "4 of 16 completions left out: reward function" in said
+    assert "returned '?' (str) for row" in said
+    assert "(id '3'), expected a number or None" in said
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+@pytest.mark.parametrize(
+    ("grader", "expected"),
+    [
+        ("raises", r"g.py:raises: raised KeyError: 'colour' at .*g.py:\d+"),
+        ("nothing", r"update 1: 16 of 16 (completions|episodes).*nothing: 16 None"),
+        ("nan", r"update 1: 16 of 16 (completions|episodes)"),
+    ],
+)
+def test_a_bad_grader_ends_the_run_before_the_model_moves(arch, grader, expected, request, job):
+    with pytest.raises(TrainingError, match=expected):
+        job.run(request.getfixturevalue(f"{arch}_folder"), grader)
+    assert not (job.out / "policy").exists()
+
+
+def test_groups_without_a_signal_are_counted_alarmed_and_move_nothing(llama_folder, job):
+    metrics = job.run(llama_folder, "same", train_steps=8, kl_coeff=0.0, warmup_steps=0)
+    assert metrics["no_signal"] == 1.0
+    assert metrics["spread"] == 0.0
+    assert metrics["alarms"] >= 1
+    assert torch.equal(weights(job.policy), weights(Policy.load(llama_folder, TEMPLATE)))
+    page = (job.out / "report.html").read_text(encoding="utf-8")
+    assert "No gain" in page
+    assert "all completions got one grade: nothing is learned there." in page
+
+
+def test_the_grader_is_given_prompts_as_in_the_data_and_references(llama_folder, job):
+    assert math.isfinite(job.run(llama_folder, "messages", train_steps=1)["grade_after"])
+
+
+def test_parts_of_a_sum_are_logged_by_themselves_and_a_cut_end_costs(llama_folder, job):
+    grader = {"sum": [{"function": f"{job.folder}/g.py:same"}, {"builtin": "length", "options": {"most": 3}}]}
+    job.run(llama_folder, grader=grader, train_steps=2, missing_eos_penalty=5.0)
+    logs = read_scalars(job.out / "logs")
+    total = logs["grpo/grade/same"][0][1] + logs["grpo/grade/length"][0][1]
+    assert logs["grpo/grade"][0][1] == pytest.approx(total, rel=1e-5)
+    cut = 1 - logs["grpo/ended"][0][1]
+    assert logs["reward"][0][1] == pytest.approx(total - 5 * cut, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"batch_size": 10}, r"group_size \(4\) must divide batch_size \(10\)"),
+        ({"microbatch_size": 5}, "microbatch_size: found 5, expected a divisor of the 16 completions"),
+        ({"grader": {"function": "nowhere.py"}}, "there is no file"),
+        ({"grader": {"bultin": "length"}}, "unknown option 'grpo.grader.bultin': did you mean 'builtin'"),
+        ({"grader": None}, "grader: found none, and no reward model either"),
+        ({"engine": "vllm"}, "engine: found 'vllm', but vllm is not installed"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, expected, llama_folder, job):
+    with pytest.raises(ConfigError, match=expected):
+        job.run(llama_folder, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_a_run_that_was_killed_and_stopped_ends_with_the_very_same_weights(arch, request, job, prompts, tmp_path):
+    base = request.getfixturevalue(f"{arch}_folder")
+    inputs = {"prompts": str(prompts), "policy": str(base)}
+    options = job.options("letters", train_steps=20, eval_every=7)
+    whole = training.write_job(tmp_path / "whole.yaml", inputs, tmp_path / "whole", OUTPUTS, options)
+    training.finish(training.start("grpo_trainer", whole))
+    kept = tmp_path / "checkpoints"
+    options |= {"checkpoint_dir": str(kept), "checkpoint_every": 1}
+    broken = training.write_job(tmp_path / "broken.yaml", inputs, tmp_path / "broken", OUTPUTS, options)
+    for step, number in ((4, signal.SIGKILL), (11, signal.SIGTERM)):
+        training.end_at_step(training.start("grpo_trainer", broken), kept, step, number)
+    assert "going on from the checkpoint of" in training.finish(training.start("grpo_trainer", broken))
+    assert torch.equal(*(weights(Policy.load(tmp_path / name / "policy", TEMPLATE)) for name in ("whole", "broken")))
+    samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "broken")]
+    assert samples[0] == samples[1]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(llama_folder, job, prompts, tmp_path):
+    inputs = {"prompts": str(prompts), "policy": str(llama_folder)}
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        options = job.options("letters", learning_rate=1e-4)
+        file = training.write_job(tmp_path / f"{count}.yaml", inputs, out, OUTPUTS, options)
+        training.finish(training.start("grpo_trainer", file, processes=count))
+    curves = [read_scalars(tmp_path / str(count) / "logs") for count in (1, 2)]
+    assert curves[0].keys() == curves[1].keys()
+    for tag in curves[0].keys() - {"grpo/seconds"}:
+        for (update, alone), (_, together) in zip(curves[0][tag], curves[1][tag], strict=True):
+            assert together == pytest.approx(alone, rel=1e-3, abs=1e-4), f"{tag} at update {update}"
+    samples = [(tmp_path / str(count) / "samples.jsonl").read_text() for count in (1, 2)]
+    assert samples[0] == samples[1]
+    one, two = (weights(Policy.load(tmp_path / str(count) / "policy", TEMPLATE)) for count in (1, 2))
+    # AdamW moves a weight whose gradient is next to nothing by a whole step, whichever sign rounding gave it.
+    assert (one - two).abs().mean() < 1e-7
