@@ -53,7 +53,7 @@ setup: .venv/.stamp ## Make .venv with everything pinned in constraints.txt (the
 	@echo "setting up .venv: minutes, the first time"
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(BIN)/pip install -qq -c constraints.txt torch==2.13.0
-	@$(BIN)/pip install -qq -c constraints.txt -e '.[models,pipelines,dev]'
+	@$(BIN)/pip install -qq -c constraints.txt -e '.[models,pipelines,dev,docs]'
 	@touch $@
 
 demo: setup ## Run the whole pipeline on made-up posts: ARCH=llama|t5 SEED=0 KL=0.2 RUNNER=process|docker
@@ -145,7 +145,7 @@ lock: ## Pin again: the newest versions that pyproject.toml allows, into constra
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -qq torch==2.13.0
-	build/lock/bin/pip install -qq '.[models,pipelines,dev]'
+	build/lock/bin/pip install -qq '.[models,pipelines,dev,docs]'
 	{ grep '^#' constraints.txt; build/lock/bin/pip freeze --exclude rlhf-pipeline | sed 's/+cpu$$//'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	build/lock/bin/pip install -qq --upgrade pip

@@ -6,11 +6,13 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from components.images import STAGES, ImageError, pinned_images
 from containers import build, contents, engine
@@ -182,13 +184,15 @@ def test_the_base_is_pinned_by_digest():
     assert re.fullmatch(r"python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}", build.default_base())
 
 
+def pins() -> dict[str, str]:
+    """{package: version} of constraints.txt."""
+    pinned = re.findall(r"^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", package).lower(): version for package, version in pinned}
+
+
 @pytest.mark.parametrize("torch", ["cpu", "cuda"])
 def test_images_hold_the_versions_that_set_up_installs_by_hash(torch):
-    def name(text: str) -> str:
-        return re.sub(r"[-_.]+", "-", text).lower()
-
-    pinned = dict(re.findall(r"^([\w.-]+)==(\S+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE))
-    pinned = {name(package): version for package, version in pinned.items()}
+    pinned = pins()
     locked = dict(re.fullmatch(r"(\S+)==(\S+) --hash=sha256:[0-9a-f]{64}\n", line).groups() for line in lines(torch))
     assert len(locked) == len(lines(torch)), "no package twice"
     for package, version in locked.items():
@@ -196,6 +200,13 @@ def test_images_hold_the_versions_that_set_up_installs_by_hash(torch):
             assert version.removesuffix("+cpu") == pinned[package], package
         else:
             assert package == "setuptools" or (torch == "cuda" and package.startswith(("nvidia-", "cuda-", "triton")))
+
+
+def test_every_version_takes_every_python_that_the_project_takes():
+    floor = "3.11.0"
+    wants = {package.name: package.metadata["Requires-Python"] or "" for package in metadata.distributions()}
+    assert len(wants) >= len(pins())
+    assert [name for name, python in wants.items() if floor not in SpecifierSet(python)] == []
 
 
 def test_an_audit_is_of_versions_that_are_published_and_of_all_of_them(monkeypatch, tmp_path):
