@@ -198,6 +198,8 @@ class PPOTrainerConfig(TrainerConfig):
             raise ValueError(f"group_size ({self.group_size}) must divide batch_size ({self.batch_size})")
         if (self.advantage == "group") != (self.group_size > 1):
             raise ValueError("advantage 'group' and a group_size above 1 go together")
+        if self.advantage == "group" and self.critic == "own":
+            raise ValueError("advantage 'group' has no critic; leave critic at 'shared', which costs nothing then")
         if self.missing_eos_penalty and self.missing_eos_score is not None:
             raise ValueError(
                 f"missing_eos_penalty ({self.missing_eos_penalty:g}) and missing_eos_score "
