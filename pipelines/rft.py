@@ -1,6 +1,6 @@
 """The `rft` pipeline: from prompts, a base model and a grader to a tuned model and a report. No preference data."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -11,7 +11,7 @@ from components.data_validation.fingerprint import data_fingerprint
 from components.evaluator.component import evaluator
 from components.grpo_trainer.component import grpo_trainer
 from components.publisher.component import publisher
-from pipelines.rlhf import Placement
+from pipelines.steps import Placement, completions, publish_if_promoted
 
 
 class Outputs(NamedTuple):
@@ -132,13 +132,9 @@ def build(place: Placement) -> BaseComponent:
             options=grpo,
         ).outputs
 
-        def completions(when: str, **model: Any) -> dict[str, Any]:
-            with dsl.ParallelFor(data["Output"], name=when) as shard:
-                task = generate(prompts=data["evaluation"], shard=shard, seed=seed, options=inference, **model)
-                return task.set_display_name(f"bulk-inference-{when}").outputs
-
-        before = completions("before", base_model=large_model_reference)
-        after = completions("after", model=tuned["tuned_policy"])
+        answered = {"seed": seed, "options": inference}
+        before = completions(generate, "before", data, base_model=large_model_reference, **answered)
+        after = completions(generate, "after", data, model=tuned["tuned_policy"], **answered)
         verdict = evaluate(
             predictions_before=dsl.Collected(before["predictions"]),
             predictions_after=dsl.Collected(after["predictions"]),
@@ -148,15 +144,7 @@ def build(place: Placement) -> BaseComponent:
             seed=seed,
             options=evaluation,
         ).outputs
-        with dsl.If(publish_to != "", name="to-be-published"), dsl.If(verdict["Output"] == "promote", name="promoted"):
-            published = publish(
-                model=tuned["tuned_policy"],
-                evaluation=data["evaluation"],
-                figures=verdict["metrics"],
-                publish_to=publish_to,
-                model_display_name=model_display_name,
-            )
-            published.set_caching_options(False)  # what is to be in the folder may have been removed since
+        publish_if_promoted(publish, tuned["tuned_policy"], data, verdict, publish_to, model_display_name)
         return Outputs(
             report=verdict["report"],
             data_report=data["report"],

@@ -1,7 +1,6 @@
 """The `rlhf` pipeline: from preference data and a base model to a tuned model and a report."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -14,9 +13,7 @@ from components.ppo_trainer.component import ppo_trainer
 from components.publisher.component import publisher
 from components.reward_trainer.component import reward_trainer
 from components.sft_trainer.component import sft_trainer
-
-# Takes a component and returns what creates its task, placed where it should run (pipelines/placement).
-Placement = Callable[[BaseComponent], Callable[..., dsl.PipelineTask]]
+from pipelines.steps import Placement, completions, publish_if_promoted
 
 
 class Outputs(NamedTuple):
@@ -172,12 +169,9 @@ def build(place: Placement) -> BaseComponent:
             options=ppo,
         ).outputs
 
-        def completions(when: str, model: Any) -> dict[str, Any]:
-            with dsl.ParallelFor(data["Output"], name=when) as shard:
-                task = generate(prompts=data["evaluation"], model=model, shard=shard, seed=seed, options=inference)
-                return task.set_display_name(f"bulk-inference-{when}").outputs
-
-        before, after = completions("before", supervised["policy"]), completions("after", tuned["tuned_policy"])
+        answered = {"seed": seed, "options": inference}
+        before = completions(generate, "before", data, model=supervised["policy"], **answered)
+        after = completions(generate, "after", data, model=tuned["tuned_policy"], **answered)
         verdict = evaluate(
             predictions_before=dsl.Collected(before["predictions"]),
             predictions_after=dsl.Collected(after["predictions"]),
@@ -189,15 +183,7 @@ def build(place: Placement) -> BaseComponent:
             seed=seed,
             options=evaluation,
         ).outputs
-        with dsl.If(publish_to != "", name="to-be-published"), dsl.If(verdict["Output"] == "promote", name="promoted"):
-            published = publish(
-                model=tuned["tuned_policy"],
-                evaluation=data["evaluation"],
-                figures=verdict["metrics"],
-                publish_to=publish_to,
-                model_display_name=model_display_name,
-            )
-            published.set_caching_options(False)  # what is to be in the folder may have been removed since
+        publish_if_promoted(publish, tuned["tuned_policy"], data, verdict, publish_to, model_display_name)
         return Outputs(
             report=verdict["report"],
             data_report=data["report"],
