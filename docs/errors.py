@@ -19,7 +19,7 @@ AREAS = {
     "Parameters": ("pipelines/params.py", "rlhf/config.py", "rlhf/job.py", "rlhf/models/references.py"),
     "Profiles and `make plan`": ("pipelines/placement", "pipelines/plan.py"),
     "Data": ("rlhf/data", "rlhf/data_validation"),
-    "Models": ("rlhf/models", "rlhf/template.py", "rlhf/scoring.py", "rlhf/generation"),
+    "Models": ("rlhf/models",),
     "Training": (
         "rlhf/training",
         "rlhf/sft_trainer",

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ class Answer:
     headers: list[tuple[str, str]] = field(default_factory=list)
 
 
-class Service:
+class Service(ABC):
     """What answers; a subclass has `answer`. `said` overrides it: an Answer always, of a list each once."""
 
     url: str
@@ -44,8 +45,9 @@ class Service:
         self.requests: list[Request] = []
         self.said: dict[tuple[str, str], list[Answer] | Answer] = {}
 
+    @abstractmethod
     def answer(self, request: Request) -> Answer:
-        raise NotImplementedError
+        """What a client is told."""
 
     def handle(self, request: Request) -> Answer:
         self.requests.append(request)

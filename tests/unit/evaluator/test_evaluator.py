@@ -1,147 +1,18 @@
-import json
-import random
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf.data.store import write_dataset
-from rlhf.data.template import Template
-from rlhf.errors import ConfigError, DataError, ModelError, TrainingError
+from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.evaluator import EvaluatorConfig
 from rlhf.evaluator import stage as evaluator
 from rlhf.evaluator.compare import Controlled
 from rlhf.evaluator.verdict import decide
 from rlhf.metrics import WinRate, win_rate
 from rlhf.models.card import ModelCard
-from tests.pages import browsed
-
-TEMPLATE = Template(suffix="TL;DR:")
-WORDS = ["cat", "dog", "fish", "ran", "sat", "slept", "the", "a", "home", "TL;DR:"]
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory) -> Path:
-    """A tiny random classifier, as an ordinary Hugging Face folder."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("reward_model")
-    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        eos_token="[SEP]",
-        model_max_length=64,
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(names),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=64,
-            num_labels=1,
-            initializer_range=1.0,
-        )
-    ).save_pretrained(folder)
-    return folder
-
-
-class Job:
-    """Inputs of the evaluator on disk, to be changed by a test before it runs."""
-
-    def __init__(self, folder: Path, reward_model: Path):
-        self.folder, self.reward_model = folder, reward_model
-        self.rows: list[dict[str, Any]] = [
-            {"id": f"row-{i}", "prompt": f"the {noun} ran home", "reference": f"a {noun} ran home"}
-            for i, noun in enumerate(["cat", "dog", "fish"] * 4)
-        ]
-        # As many letters, so that length explains nothing.
-        self.before = self.predictions("sleptsat homerun", "sft")
-        self.after = self.predictions("a dog slept home", "tuned")
-        self.logs: dict[str, str] = {}
-
-    def predictions(self, text: str, model: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "id": row["id"],
-                "prompt": TEMPLATE.render(row["prompt"]),
-                "prediction": text,
-                "finish_reason": "stop",
-                "tokens": len(text.split()),
-                "model": model,
-                "template_digest": TEMPLATE.digest,
-            }
-            for row in self.rows
-        ]
-
-    def log(self, name: str, series: dict[str, list[float]]) -> None:
-        from rlhf.tracking import Tracker
-
-        self.logs[name] = str(self.folder / name)
-        tracker = Tracker(self.logs[name])
-        for tag, values in series.items():
-            for step, value in enumerate(values):
-                tracker.scalars(step, {tag: value})
-        tracker.close()
-
-    def run(self, **options: Any) -> dict[str, float]:
-        write_dataset(self.folder / "evaluation", "prompts", self.rows, TEMPLATE)
-        for name in ("before", "after"):
-            lines = [json.dumps(row, ensure_ascii=False) for row in getattr(self, name)]
-            (self.folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return evaluator.run(
-            EvaluatorConfig(**options),
-            predictions_before=str(self.folder / "before.jsonl"),
-            predictions_after=str(self.folder / "after.jsonl"),
-            evaluation=str(self.folder / "evaluation"),
-            reward_model=str(self.reward_model),
-            report=str(self.folder / "report.html"),
-            summary=str(self.folder / "summary.md"),
-            side_by_side=str(self.folder / "side_by_side.jsonl"),
-            **self.logs,
-        )
-
-    @property
-    def report(self) -> str:
-        """The page's text, as a reader sees it."""
-        parts: list[str] = []
-        parser = HTMLParser()
-        parser.handle_data = parts.append
-        parser.feed((self.folder / "report.html").read_text(encoding="utf-8"))
-        return " ".join("".join(parts).split())
-
-
-@pytest.fixture
-def job(tmp_path, reward_model) -> Job:
-    return Job(tmp_path, reward_model)
-
-
-@pytest.fixture
-def scored(job, monkeypatch) -> Job:
-    """The job with a reward model that counts words: more words, higher score."""
-    monkeypatch.setattr("rlhf.models.scoring.RewardModel.load", lambda folder, template: WordCounter())
-    return job
-
-
-class WordCounter:
-    card = None
-
-    def score(self, prompts, completions, batch_size, on_batch):
-        return [float(len(text.split())) for text in completions]
-
+from tests.evaluation import TEMPLATE, Job, WordCounter
 
 # With a real model
 
@@ -404,116 +275,10 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_row(scored, monke
         scored.run()
 
 
-# The page
-
-
-def test_texts_are_no_markup_of_the_page(scored):
-    scored.after[2]["prediction"] = "<script>alert(1)</script> \u202eevil \x07 \u2028 next"
-    scored.before[2]["model"] = "<img src=x onerror=alert(1)>"
-    scored.run()
-    html = (scored.folder / "report.html").read_text(encoding="utf-8")
-    assert "alert(1)</script>" not in html
-    assert "<img" not in html
-    assert "\u202e" not in html
-
-
-def test_of_many_rows_the_browser_has_a_seeded_choice(scored):
-    def said(**options: Any) -> str:
-        scored.run(**options)
-        return scored.report
-
-    assert "5 of 12 prompts, drawn at random (seed 3)" in said(side_by_side_rows=5, seed=3)
-    assert "drawn at random" not in said()
-
-
-def test_rows_are_written_side_by_side(scored):
-    scored.rows[1]["reference"] = None
-    scored.run()
-    rows = [json.loads(line) for line in (scored.folder / "side_by_side.jsonl").read_text().splitlines()]
-    assert [row["id"] for row in rows] == [row["id"] for row in scored.rows]
-    assert rows[0]["outcomes"] == {"reward model": 1.0}
-    assert rows[0]["scores"] == {"reward model": [2.0, 4.0, 4.0]}
-    assert rows[1]["scores"]["reward model"][2] is None
-
-
-def test_the_summary_says_the_verdict_and_cannot_be_broken_by_a_name(scored):
-    scored.run()
-    text = (scored.folder / "summary.md").read_text(encoding="utf-8")
-    assert text.startswith("# Promote\n")
-    assert "| reward model | 100\u00a0%" in text
-
-
-# Further judges
-
-
-GRADER = """
-def dogs(prompts, completions, reference, **columns):
-    return [None if "fish" in (r or "") else float("dog" in c) for c, r in zip(completions, reference)]
-"""
-
-
-def test_a_grader_judges_beside_the_reward_model(scored):
-    place = scored.folder / "grader.py"
-    place.write_text(GRADER)
-    metrics = scored.run(graders=[{"function": f"{place}:dogs"}])
-    assert (metrics["dogs_wins"], metrics["dogs_not_judged"]) == (8, 4)
-    assert (metrics["dogs_before"], metrics["dogs_after"]) == (0.0, 1.0)
-    assert "dogs" in scored.report
-
-
-def test_a_grader_that_fails_is_named(scored):
-    place = scored.folder / "grader.py"
-    place.write_text("def bad(prompts, completions, **columns):\n    raise KeyError('no such word')\n")
-    with pytest.raises(TrainingError, match=r"bad.*KeyError"):
-        scored.run(graders=[{"function": f"{place}:bad"}])
-
-
-def test_without_a_reward_model_the_run_s_grader_decides(job):
-    place = job.folder / "grader.py"
-    place.write_text(GRADER)
-    parts = [{"function": f"{place}:dogs", "weight": 2.0}, {"builtin": "length", "options": {"most": 9}}]
-    job.reward_model = ""
-    metrics = job.run(grader={"sum": parts}, kl_limit=3.0)
-    assert (metrics["grade_before"], metrics["grade_after"]) == (1.0, pytest.approx((8 * 3 + 4 * 1) / 12))
-    assert (metrics["wins"], metrics["ties"], metrics["promote"]) == (8, 4, 1.0)
-    assert (metrics["dogs_wins"], metrics["dogs_not_judged"], metrics["length_ties"]) == (8, 4, 12)
-    assert not any(name.startswith("reward") for name in metrics)
-    assert "By the grader, the tuned model is better than the one before" in job.report
-    assert "By the reward model" not in job.report
-    assert "| Grade | 1.000 |" in (job.folder / "summary.md").read_text(encoding="utf-8")
-
-
-def test_a_completion_that_the_run_s_grader_cannot_grade_is_left_out_and_said(job):
-    place = job.folder / "grader.py"
-    place.write_text(
-        "def grade(completions, id, **_): return ['x' if i == 'row-3' else len(c) for i, c in zip(id, completions)]"
-    )
-    job.reward_model = ""
-    metrics = job.run(grader={"function": str(place)})
-    assert metrics["not_judged"] == 1
-    assert "grader: 2 completions could not be graded, the first: reward function" in job.report
-
-
-def test_nobody_who_decides_is_refused(job):
-    job.reward_model = ""
-    with pytest.raises(ConfigError, match=r"evaluation.grader: found none, and no reward model either"):
-        job.run()
-
-
-def test_further_models_are_ranked(scored):
-    other = scored.predictions("a dog slept home and sat", "third")
-    path = scored.folder / "third.jsonl"
-    path.write_text("\n".join(map(json.dumps, other)))
-    scored.run(others={"third": str(path)})
-    strengths = (scored.folder / "report.html").read_text(encoding="utf-8").split("Bradley-Terry")[-1]
-    places = [strengths.index(f">{name}<") for name in ("third", "after", "before")]
-    assert places == sorted(places)
-
-
 # Predictions of the closed Vertex pipeline
 
 
-def vertex_lines(job: "Job", text: str, nested: bool) -> list[dict[str, Any]]:
+def vertex_lines(job: Job, text: str, nested: bool) -> list[dict[str, Any]]:
     prompts = [f"Summarize in less than 50 words.\n\n\n{row['prompt']} [summary]: " for row in job.rows]
     if nested:
         inputs = [{"inputs_pretokenized": prompt, "targets_pretokenized": ""} for prompt in prompts]
@@ -566,41 +331,12 @@ def test_shards_are_read_one_after_the_other(scored):
     assert len(pairs) == whole["rows"]
 
 
-# How the page is made
-
-
-def test_the_page_has_its_sections_in_reading_order(scored):
-    scored.log("sft_logs", {"sft/loss": [3.0, 2.0, 1.0]})
-    scored.run()
-    html = (scored.folder / "report.html").read_text(encoding="utf-8")
-    order = [
-        html.index(f'<section id="{name}"')
-        for name in ("verdict", "numbers", "judges", "training", "rewards", "health", "side-by-side")
-    ]
-    assert order == sorted(order)
-    assert "Promote" in scored.report
-
-
-def test_of_long_rows_the_browser_has_as_many_as_keep_the_page_small(scored):
-    rng = random.Random(0)
-    row, before, after = scored.rows[0], scored.before[0], scored.after[0]
-    posts = [rng.randbytes(3000).hex() for _ in range(2000)]  # text that hardly compresses
-    scored.rows = [{**row, "id": str(i)} for i in range(2000)]
-    scored.before = [{**before, "id": str(i), "prompt": post} for i, post in enumerate(posts)]
-    scored.after = [{**after, "id": str(i), "prompt": post} for i, post in enumerate(posts)]
-    scored.run()
-    page = (scored.folder / "report.html").read_text(encoding="utf-8")
-    shown = len(browsed(page)["rows"])
-    assert f"{shown:,} of 2,000 prompts, drawn at random (seed 0); with more of this length" in page
-    assert 3e6 < len(page.encode()) < 5e6
-
-
 # The shell and the config
 
 
 def test_the_config_is_importable_without_torch():
     code = "import sys, rlhf.evaluator; assert not {'torch', 'matplotlib', 'scipy'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_every_option_has_a_default_and_says_what_it_is():
