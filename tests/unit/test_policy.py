@@ -1,7 +1,10 @@
+import json
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BartConfig, BartForConditionalGeneration
 
 from rlhf.data.chat import mark
@@ -12,6 +15,7 @@ from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.policy import Policy, pad_left
+from rlhf.sft_trainer.config import SFTTrainerConfig
 from tests.conftest import CHAT_TEMPLATE
 
 PROMPTS = ["My brother sold my guitar.\nTL;DR:", "So this is about my boss. Should I sue them?\nTL;DR:", "a\nTL;DR:"]
@@ -291,3 +295,24 @@ def test_an_encoder_that_counts_positions_from_the_left_reads_every_prompt_as_if
     bart = Policy(BartForConditionalGeneration(config).eval(), policy.tokenizer, None)
     prompts = [bart.encode_prompt(text) for text in PROMPTS]
     assert bart.generate(prompts, 12, 0.0) == [bart.generate([prompt], 12, 0.0)[0] for prompt in prompts]
+
+
+def test_an_output_layer_of_its_own_survives_loading_tuning_and_saving(t5_folder, tmp_path):
+    """T5 1.1 and Flan-T5 have one, whatever their configuration says of tied embeddings."""
+    source = tmp_path / "untied"
+    shutil.copytree(t5_folder, source)
+    weights = load_file(source / "model.safetensors")
+    weights["lm_head.weight"] = torch.randn(weights["shared.weight"].shape, generator=torch.Generator().manual_seed(0))
+    save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    del config["scale_decoder_outputs"]  # as they were published
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    policy, _ = Policy.to_train(source, Template(), SFTTrainerConfig())
+    assert torch.equal(policy.model.lm_head.weight, weights["lm_head.weight"])
+    with torch.no_grad():
+        policy.model.lm_head.weight.add_(1.0)
+    policy.save(tmp_path / "tuned", ModelCard(kind="policy", base="t5", template_digest=Template().digest))
+    again = Policy.load(tmp_path / "tuned")
+    assert torch.equal(again.model.lm_head.weight, weights["lm_head.weight"] + 1.0)
+    assert torch.equal(again.model.shared.weight, weights["shared.weight"])
+    assert not again.model.config.scale_decoder_outputs, "nor does what is tied only in name scale its states"
