@@ -7,6 +7,7 @@ Three kinds of model are told apart by their config: *causal* (Llama, Pythia, Qw
 import hashlib
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -197,6 +198,18 @@ def load_generator(path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: boo
     # What is sampled is decided by the stage alone, never by defaults that came with the checkpoint.
     model.generation_config = GenerationConfig(decoder_start_token_id=start)
     return _ready(model, tokenizer, in_4_bits)
+
+
+def positions_of(model: nn.Module) -> int:
+    """Tokens that a model, or a PEFT model around one, has places for; `sys.maxsize` where it counts none, as T5."""
+    stated = getattr(model.config, "max_position_embeddings", None)
+    if stated is None:
+        return sys.maxsize
+    for name, module in model.named_modules():
+        # RoBERTa, and what came of it, counts from behind the id of the padding token.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return stated - module.padding_idx - 1
+    return stated
 
 
 def empty_generator(path: str) -> PreTrainedModel:

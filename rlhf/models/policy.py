@@ -26,6 +26,7 @@ from rlhf.models.loading import (
     load_config,
     load_generator,
     load_tokenizer,
+    positions_of,
     require_chat_template,
 )
 from rlhf.training.config import TrainerConfig
@@ -53,8 +54,7 @@ class Policy:
         vocabulary = model.get_output_embeddings().weight.shape[0]
         forbidden = {i for i in tokenizer.all_special_ids if i != self.eos} | set(range(len(tokenizer), vocabulary))
         self.forbidden = sorted(i for i in forbidden if i < vocabulary)
-        # T5 has relative positions and no limit.
-        self.positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+        self.positions = positions_of(model)
         self._forbidden: torch.Tensor | None = None
 
     @classmethod

@@ -1,6 +1,5 @@
 """A reward model: scores of prompt and response."""
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -24,6 +23,7 @@ from rlhf.models.loading import (
     load_classifier,
     load_config,
     load_tokenizer,
+    positions_of,
     require_chat_template,
     score_heads,
 )
@@ -55,8 +55,8 @@ class RewardModel:
         self.template = template or Template()
         self.shift = card.score_shift if card else 0.0
         self.kind = kind_of(model.config)
-        # T5 has relative positions and no limit; what its tokenizer states is what it was trained at.
-        self.max_length = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+        # A tokenizer's own limit is not heeded: T5's is the length that it was trained at.
+        self.max_length = positions_of(model)
         self._active: Callable[[], AbstractContextManager[None]] = nullcontext
 
     @classmethod

@@ -8,6 +8,8 @@ import xxhash
 
 from rlhf.data.template import Template
 from rlhf.errors import DataError
+from rlhf.models.loading import Kind
+from rlhf.models.policy import Policy
 from rlhf.training.held_out import hold_out
 
 IGNORED = -100  # label of tokens outside the loss, as Hugging Face models take it
@@ -37,7 +39,7 @@ class Demonstration:
         return {"input_ids": self.prompt + self.completion, "labels": unlearned + self.completion}
 
 
-def tokenise(rows: Iterable[dict[str, Any]], template: Template, policy: Any) -> list[Demonstration]:
+def tokenise(rows: Iterable[dict[str, Any]], template: Template, policy: Policy) -> list[Demonstration]:
     """Render, cut and encode canonical demonstrations for a `Policy`.
 
     Raises:
@@ -50,7 +52,7 @@ def tokenise(rows: Iterable[dict[str, Any]], template: Template, policy: Any) ->
         prompt = policy.encode_prompt(text)
         answer = template.completion(text, row["completion"])
         completion = policy.encode_completion(answer, template.target_sequence_length)
-        _require_room(row["id"], len(prompt), len(completion), policy.model.config)
+        _require_room(row["id"], len(prompt), len(completion), policy)
         key = xxhash.xxh3_64_intdigest(template.body(row["prompt"]).encode())
         demonstrations.append(
             Demonstration(row["id"], key, text, answer.strip(), prompt, completion, cut, completion[-1] != policy.eos)
@@ -63,15 +65,13 @@ def tokenise(rows: Iterable[dict[str, Any]], template: Template, policy: Any) ->
     return demonstrations
 
 
-def _require_room(id_: str, prompt: int, completion: int, config: Any) -> None:
-    # T5 has relative positions and no limit.
-    positions = getattr(config, "max_position_embeddings", None)
-    needed = max(prompt, completion) if config.is_encoder_decoder else prompt + completion
-    if positions is not None and needed > positions:
+def _require_room(id_: str, prompt: int, completion: int, policy: Policy) -> None:
+    needed = prompt + completion if policy.kind is Kind.CAUSAL else max(prompt, completion)
+    if needed > policy.positions:
         raise DataError(
             f"demonstration {id_!r}: its prompt of {prompt} tokens and completion of {completion} do not fit the "
-            f"model's {positions} positions; lower prompt_sequence_length or target_sequence_length, or take a model "
-            "with more"
+            f"model's {policy.positions} positions; lower prompt_sequence_length or target_sequence_length, or take a "
+            "model with more"
         )
 
 

@@ -62,6 +62,29 @@ def test_a_text_beyond_the_models_positions_is_refused_with_its_length(llama_fol
         model.score(["guitar " * 600], ["sold"])
 
 
+def test_a_model_that_counts_positions_from_behind_its_padding_has_fewer(bert_folder, tmp_path):
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    tokenizer = RewardModel.load(bert_folder).tokenizer
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=34,
+        pad_token_id=1,  # as the published ones have it
+        num_labels=1,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = RewardModel.load(tmp_path)
+    fits = next(n for n in range(100, 0, -1) if len(tokenizer("a " * n, "b")["input_ids"]) == 32)
+    assert len(model.score(["a " * fits], ["b"])) == 1
+    with pytest.raises(ModelError, match="33 tokens do not fit its 32 positions"):
+        model.score(["a " * (fits + 1)], ["b"])
+
+
 def test_a_classifier_with_other_than_one_label_is_refused(bert_folder, tmp_path):
     from transformers import BertForSequenceClassification
 
