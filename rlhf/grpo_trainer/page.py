@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rlhf.grpo_trainer.alarms import ADVICE, Alarm, History
+from rlhf.grpo_trainer.alarms import ADVICE
 from rlhf.metrics import late_mean, percent
 from rlhf.report import figures
 from rlhf.report.page import (
@@ -26,6 +26,7 @@ from rlhf.report.page import (
     verdict,
     write_page,
 )
+from rlhf.training.alarms import Alarm, History
 
 ENDS = 0.95  # share of completions from which a policy is said to end them, as in the other trainers' reports
 MOST_TIMES = 3  # completions of one prompt, side by side
