@@ -98,7 +98,11 @@ def build(place: Placement) -> BaseComponent:
         """
         # Never cached: what lies under a URI may have changed while the URI has not.
         identified = identify(
-            prompt_dataset=prompt_dataset, eval_dataset=eval_dataset, large_model_reference=large_model_reference
+            prompt_dataset=prompt_dataset,
+            eval_dataset=eval_dataset,
+            large_model_reference=large_model_reference,
+            grader=grader,
+            evaluation=evaluation,
         )
         identified.set_caching_options(False)
         data = validate(

@@ -33,11 +33,14 @@ MOST_TIMES = 3  # completions of one prompt, side by side
 MOST_PARTS = 5  # of one plot
 ERRORS = 2  # standard errors between two means of the held-out prompts that are more than chance
 
+NAMES = {"grpo": "group relative policy optimisation", "rloo": "REINFORCE with a leave-one-out baseline"}
+
 Series = Sequence[tuple[int, float]]
 
 
 def write_report(
     path: str | Path,
+    algorithm: str,
     metrics: Mapping[str, float],
     history: History,
     samples: Sequence[Mapping[str, Any]],
@@ -48,6 +51,7 @@ def write_report(
     """Write the page.
 
     Args:
+        algorithm: A key of `NAMES`.
         metrics: As the stage returns them.
         history: {tag: [(update, value), ...]}, by TensorBoard tag.
         samples: `update, id, completion, score` of training; of the last update the best and the worst are shown.
@@ -67,9 +71,7 @@ def write_report(
     body = table(["of this run", ""], facts.items()) if facts else Markup("")
     body += fold("Measures", table(["measure", "value"], metrics.items(), "As logged for KFP."))
     sections.append(Section("Numbers", body, "numbers"))
-    subtitle = (
-        f"{metrics['updates']:,} updates of group relative policy optimisation, {metrics['completions']:,} completions."
-    )
+    subtitle = f"{metrics['updates']:,} updates of {NAMES[algorithm]}, {metrics['completions']:,} completions."
     write_page(path, Page("GRPO trainer", subtitle, sections))
 
 
