@@ -16,7 +16,7 @@ class GRPOTrainerConfig(TrainerConfig):
         "grpo",
         description="grpo: a completion's advantage is in its group's standard deviations, the KL is part of the loss "
         "and ratios are of tokens (Shao et al. 2024). rloo: it is the grade less the mean of the others', the KL is "
-        "taken off the grade and ratios are of whole completions (Ahmadian et al. 2024, sec. 3; TRL's RLOOTrainer).",
+        "taken off the grade and ratios are of whole completions (Ahmadian et al. 2024; TRL's RLOOTrainer).",
     )
 
     # How much, and in what portions

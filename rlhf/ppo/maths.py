@@ -106,8 +106,8 @@ def standardised_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> tor
 
 
 def leave_one_out_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
-    """How much better an episode is than the mean of the others of its group (Ahmadian et al. 2024, eq. 8; Kool et al.
-    2019); 0 in a group of one.
+    """How much better an episode is than the mean of the others of its group (Kool et al. 2019, "Buy 4 REINFORCE
+    samples, get a baseline for free!"; Ahmadian et al. 2024); 0 in a group of one.
 
     Args:
         rewards: (episodes,).

@@ -41,9 +41,11 @@ def nothing(completions, **columns):
 def nan(completions, **columns):
     return [float("nan") for _ in completions]
 
-def messages(prompts, completions, reference, **columns):
+def given(prompts, completions, reference, id, **columns):
     assert all(isinstance(text, str) for text in completions)
-    return [float(r == "r") + len(c) for c, r in zip(completions, reference)]
+    assert all(p.startswith("My brother") and p.endswith(f" {i}.\\nTL;DR:") for p, i in zip(prompts, id)), prompts
+    assert set(reference) == {"r"}
+    return [float(len(c)) for c in completions]
 """
 OUTPUTS = {"tuned_policy": "policy", "samples": "samples.jsonl", "report": "report.html", "tensorboard": "logs"}
 
@@ -226,7 +228,11 @@ def test_groups_without_a_signal_are_counted_alarmed_and_move_nothing(llama_fold
 
 
 def test_the_grader_is_given_prompts_as_in_the_data_and_references(llama_folder, job):
-    assert math.isfinite(job.run(llama_folder, "messages", train_steps=1)["grade_after"])
+    rows, _, _ = read_dataset(job.prompts, "prompts")
+    instructed = Template(instruction="Sum up.", prompt_sequence_length=48, target_sequence_length=8)
+    job.prompts = job.folder / "instructed"
+    write_dataset(job.prompts, "prompts", rows, instructed)
+    assert math.isfinite(job.run(llama_folder, "given", train_steps=1)["grade_after"])
 
 
 def test_builtins_with_models_grade_a_run(llama_folder, bert_folder, job, prompts):

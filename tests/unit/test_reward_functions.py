@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from zlib import crc32
 
 import psutil
 import pytest
@@ -127,8 +128,13 @@ def test_what_a_function_prints_reaches_the_log_and_disturbs_nothing(reward, cap
 
 def test_any_text_reaches_the_function_as_it_is(reward):
     texts = ["two\nlines", "\u2028 é 🙂 \x00", "\ud800", "x" * 3_000_000, ""]
-    function = reward("def fn(completions, reference, **_): return [a == b for a, b in zip(completions, reference)]\n")
-    assert grade(function, texts, reference=texts) == [1.0] * 5
+    function = reward(
+        "from zlib import crc32\n"
+        "def fn(completions, reference, **_):\n"
+        "    assert completions == reference\n"
+        "    return [crc32(text.encode('utf-8', 'surrogatepass')) for text in completions]\n"
+    )
+    assert grade(function, texts, reference=texts) == [crc32(text.encode("utf-8", "surrogatepass")) for text in texts]
 
 
 def test_a_file_can_import_its_neighbours_and_be_called_as_a_library_is(tmp_path):
