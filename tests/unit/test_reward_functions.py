@@ -218,11 +218,13 @@ def test_a_file_that_ends_its_process_when_loaded_is_refused(reward):
     assert "its process ended (exit status 3) during loading" in refused(reward, "import os\nos._exit(3)\n")
 
 
-def test_a_file_that_never_gets_loaded_is_refused_and_its_process_ended(reward, monkeypatch):
+def test_a_file_that_never_gets_loaded_is_refused_and_its_process_ended(reward, tmp_path, monkeypatch):
     monkeypatch.setattr(functions, "LOAD_SECONDS", 1.0)
+    monkeypatch.setattr(functions.tempfile, "tempdir", str(tmp_path))
     started = children()
     assert "loading took more than 1 s, so its process was ended" in refused(reward, "while True: pass\n")
     assert children() == started
+    assert not list(tmp_path.glob("grader-*")), "nothing of it is left"
 
 
 # What ends training
