@@ -1,4 +1,4 @@
-"""The GRPO trainer's page: what happened to the policy in words, then the curves, then what it said on the way."""
+"""The page of a trainer by groups: what happened to the policy in words, then curves, then what it said on the way."""
 
 import math
 from collections import defaultdict
@@ -72,7 +72,7 @@ def write_report(
     body += fold("Measures", table(["measure", "value"], metrics.items(), "As logged for KFP."))
     sections.append(Section("Numbers", body, "numbers"))
     subtitle = f"{metrics['updates']:,} updates of {NAMES[algorithm]}, {metrics['completions']:,} completions."
-    write_page(path, Page("GRPO trainer", subtitle, sections))
+    write_page(path, Page(f"{algorithm.upper()} trainer", subtitle, sections))
 
 
 def _verdict(metrics: Mapping[str, float], seen: Mapping[str, Series], alarms: Sequence[Alarm]) -> Markup:
