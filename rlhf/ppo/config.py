@@ -205,6 +205,8 @@ class PPOTrainerConfig(TrainerConfig):
             raise ValueError("advantage 'group' and a group_size above 1 go together")
         if self.group_baseline == "leave_one_out" and self.group_size == 1:
             raise ValueError("group_baseline 'leave_one_out' needs a group_size above 1, found 1")
+        if self.advantage == "group" and self.critic == "own":
+            raise ValueError("advantage 'group' has no critic; leave critic at 'shared', which costs nothing then")
         if self.missing_eos_penalty and self.missing_eos_score is not None:
             raise ValueError(
                 f"missing_eos_penalty ({self.missing_eos_penalty:g}) and missing_eos_score "

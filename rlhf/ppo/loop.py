@@ -30,7 +30,6 @@ from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.interruption import Interruption
 from rlhf.training.prompts import Prompt
 
-STAGE = "ppo_trainer"
 EVALUATIONS_PER_RUN = 10
 EXAMPLES_PER_EVALUATION = 2
 WEIGHTS, STATE = "state.safetensors", "state.json"
@@ -141,7 +140,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
             completions = [policy.decode(ids) for ids in responses]
         with clock.phase("score"), networks.precision():
             scored = score(rewards, prompts, completions)
-        kept = _finite(config, scored, state, update)
+        kept = _finite(config, scored, state, run)
         earned = torch.tensor([scored.total[i] for i in kept])
         scaled = _scaled(config, state.rewards, earned, [responses[i][-1] == policy.eos for i in kept])
         with clock.phase("evaluate"):
@@ -151,7 +150,10 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
             learning_rate = learner.schedule.get_last_lr()[0]
             trained = learner.improve(rollout, update)
         scalars = describe(rollout, scored, kept, policy.eos, state.kl_coeff)
-        if config.advantage == "group":
+        if config.advantage == "gae":
+            explained = maths.explained_variance(rollout.values, rollout.returns, rollout.value_mask)
+            scalars["ppo/explained_variance"] = explained.item()
+        else:
             scalars |= {f"ppo/{name}": value for name, value in group_measures(scored.total, config.group_size).items()}
         scalars |= {f"ppo/{name}": value for name, value in trained.items() if name != "steps"}
         scalars |= clock.scalars(sum(map(len, responses)), sum(map(len, episodes)))
@@ -168,7 +170,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
             _evaluate(config, networks, engine, rewards, run, state, update)
         if run.samples is not None and ((update - 1) % config.sample_every == 0 or update == config.train_steps):
             _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
-        _heed(alarms, state, config)
+        _heed(alarms, state, config, run)
         run.progress.update(update, **_shown(scalars))
         interrupted = processes.any_of(run.interruption.requested)
         last = update == config.train_steps or state.stopped_early
@@ -263,7 +265,6 @@ def describe(rollout: Rollout, scored: Scored, kept: Sequence[int], eos: int, kl
         "ppo/entropy": -maths.masked_mean(rollout.log_probs, mask).item(),
         "ppo/length": mask.sum(1).mean().item(),
         "ppo/ended": sum(episode.response[-1] == eos for episode in rollout.episodes) / len(kept),
-        "ppo/explained_variance": maths.explained_variance(rollout.values, rollout.returns, rollout.value_mask).item(),
     }
     for name, part in scored.parts.items():
         judged = [part[i] for i in kept if part[i] is not None]
@@ -310,8 +311,9 @@ def _evaluate(
     _record(state, update, measured, run)
 
 
-def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, update: int) -> list[int]:
-    """Episodes whose reward is known."""
+def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, run: Run) -> list[int]:
+    """Episodes of the next update whose reward is known."""
+    update = state.update + 1
     kept = [i for i, value in enumerate(scored.total) if math.isfinite(value)]
     bad = len(scored.total) - len(kept)
     state.bad_rewards += bad
@@ -322,7 +324,10 @@ def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, update: i
             f"than max_bad_rewards ({config.max_bad_rewards:g}) allows: mend what rewards them, or raise it"
         )
     if scored.faults and processes.is_main():
-        say(STAGE, f"warning: update {update}: {bad} of {len(scored.total)} episodes left out: {_first(scored)}")
+        say(
+            run.progress.stage,
+            f"warning: update {update}: {bad} of {len(scored.total)} episodes left out: {_first(scored)}",
+        )
     return kept
 
 
@@ -384,10 +389,10 @@ def _record(state: RunState, update: int, scalars: dict[str, float], run: Run) -
         state.history.setdefault(tag, []).append((update, value))
 
 
-def _heed(alarms: Alarms, state: RunState, config: PPOTrainerConfig) -> None:
+def _heed(alarms: Alarms, state: RunState, config: PPOTrainerConfig, run: Run) -> None:
     for alarm in alarms.look(state.history):
         if processes.is_main():
-            say(STAGE, f"warning: update {alarm.update}: {alarm.words}")
+            say(run.progress.stage, f"warning: update {alarm.update}: {alarm.words}")
         if config.stop_on_alarm and alarm.over_optimised:
             state.stopped_early = True
     state.alarms = alarms.raised
@@ -441,7 +446,7 @@ def _resume(run: Run, learner: Learner) -> RunState | None:
     if run.samples is not None:
         run.samples.write_bytes((folder / "samples.jsonl").read_bytes())
     if processes.is_main():
-        say(STAGE, f"going on from the checkpoint of update {state.update}")
+        say(run.progress.stage, f"going on from the checkpoint of update {state.update}")
     for tag, points in state.history.items():
         for update, value in points:
             run.log(update, {tag: value})

@@ -207,6 +207,10 @@ def test_options_that_do_not_fit_are_refused():
         config_of(missing_eos_penalty=1.0)
     with pytest.raises(ConfigError, match="needs kl_coeff 0"):
         config_of(reference="none")
+    with pytest.raises(ConfigError, match="go together"):
+        config_of(advantage="group")
+    with pytest.raises(ConfigError, match="has no critic"):
+        config_of(advantage="group", group_size=4, critic="own")
 
 
 def test_what_nobody_reads_of_the_last_layer_is_not_computed_and_changes_no_gradient(llama_folder, monkeypatch):

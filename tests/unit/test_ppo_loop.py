@@ -7,7 +7,7 @@ import torch
 
 from rlhf.errors import Stopped, TrainingError
 from rlhf.models.engines import Transformers
-from rlhf.ppo.loop import RewardScale, _finite, _scaled, prompt_batch, sample, summary
+from rlhf.ppo.loop import RewardScale, RunState, _finite, _scaled, prompt_batch, sample, summary
 from rlhf.ppo.networks import Networks
 from rlhf.rewards.combined import Scored
 from rlhf.training.checkpoints import Checkpoints
@@ -119,7 +119,7 @@ def test_episodes_without_a_finite_reward_are_left_out_and_counted_and_too_many_
 def test_a_run_without_any_reward_ends(llama_folder):
     scored = Scored([math.nan] * 2, {"f": [None, None]})
     with pytest.raises(TrainingError, match="2 of 2 episodes have no finite reward"):
-        _finite(config_of(), scored, type("State", (), {"bad_rewards": 0})(), 1)
+        _finite(config_of(), scored, RunState(), None)
 
 
 def test_no_reference_is_kept_where_none_is_asked_for(llama_folder):
@@ -127,6 +127,12 @@ def test_no_reference_is_kept_where_none_is_asked_for(llama_folder):
     assert networks._reference is None
     assert "ppo/kl" not in state.history
     assert math.isfinite(state.history["ppo/policy_loss"][-1][1])
+
+
+def test_advantages_within_groups_have_no_critic_to_speak_of(llama_folder):
+    _, state = run_small(llama_folder, advantage="group", group_size=4)
+    assert len(state.history["ppo/no_signal"]) == len(state.history["ppo/spread"]) == 3
+    assert "ppo/explained_variance" not in state.history
 
 
 def test_the_old_pipelines_tags_are_logged(llama_folder):
@@ -186,9 +192,10 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_bit(policy_folder, tuning, tmp
     assert (tmp_path / "cut/samples.jsonl").read_text() == (tmp_path / "whole/samples.jsonl").read_text()
 
 
-def test_an_alarm_ends_the_run_where_that_is_asked_for(llama_folder):
+def test_an_alarm_ends_the_run_where_that_is_asked_for(llama_folder, capsys):
     options = {"train_steps": 14, "batch_size": 64, "minibatch_size": 32, "learning_rate": 5e-3, "kl_coeff": 0.0}
     _, state = run_small(llama_folder, kl_limit=0.5, stop_on_alarm=True, missing_eos_score=None, **options)
     assert "kl" in [alarm.kind for alarm in state.alarms]
     assert state.stopped_early
     assert state.update < 14
+    assert f"[test] warning: update {state.alarms[0].update}: " in capsys.readouterr().out, "in the stage's name"
