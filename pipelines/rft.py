@@ -70,7 +70,7 @@ def build(place: Placement) -> BaseComponent:
         inference: dict = {},
         evaluation: dict = {},
     ) -> Outputs:
-        """Tune a model against a grader with GRPO, and say whether it got better by it.
+        """Tune a model against a grader with GRPO or RLOO, and say whether it got better by it.
 
         Args:
             prompt_dataset: URI of the prompts that the policy is tuned on, with references if there are.
@@ -82,8 +82,8 @@ def build(place: Placement) -> BaseComponent:
             model_display_name: Name to publish the tuned model under; empty: the base model's with `-rlhf`.
             prompt_sequence_length: Longest prompt in tokens; longer ones are cut.
             target_sequence_length: Longest completion in tokens.
-            reinforcement_learning_rate_multiplier: Multiplies the GRPO trainer's learning rate.
-            reinforcement_learning_train_steps: GRPO updates.
+            reinforcement_learning_rate_multiplier: Multiplies grpo_trainer's learning rate.
+            reinforcement_learning_train_steps: Updates of grpo_trainer.
             kl_coeff: Weight of the KL from the model that training starts from.
             instruction: Text put before every prompt.
             deploy_model: Serve the published model: by KServe, or an endpoint of Vertex, where the profile has them.
@@ -92,13 +92,17 @@ def build(place: Placement) -> BaseComponent:
             publish_to: URI of a folder for the tuned model where the verdict is promote; empty publishes nothing.
             seed: Seeds every stage.
             data_validation: Further options of data_validation.
-            grpo: Further options of grpo_trainer.
+            grpo: Further options of grpo_trainer, such as `algorithm` (grpo or rloo).
             inference: Options of bulk_inference, before and after alike.
             evaluation: Options of evaluator.
         """
         # Never cached: what lies under a URI may have changed while the URI has not.
         identified = identify(
-            prompt_dataset=prompt_dataset, eval_dataset=eval_dataset, large_model_reference=large_model_reference
+            prompt_dataset=prompt_dataset,
+            eval_dataset=eval_dataset,
+            large_model_reference=large_model_reference,
+            grader=grader,
+            evaluation=evaluation,
         )
         identified.set_caching_options(False)
         data = validate(

@@ -117,6 +117,8 @@ def build(place: Placement) -> BaseComponent:
             eval_dataset=eval_dataset,
             demonstration_dataset=demonstration_dataset,
             large_model_reference=large_model_reference,
+            ppo=ppo,
+            evaluation=evaluation,
         )
         identified.set_caching_options(False)
         data = validate(

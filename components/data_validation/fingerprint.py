@@ -1,4 +1,4 @@
-"""What a run's data is, in a line: data_validation is taken from the cache while that is the same. In its image."""
+"""What a run reads, in a line: data_validation is taken from the cache while that is the same. In its image."""
 
 from kfp import dsl
 
@@ -12,6 +12,9 @@ def data_fingerprint(
     preference_dataset: str = "",
     eval_dataset: str = "",
     demonstration_dataset: str = "",
+    grader: dict = {},
+    ppo: dict = {},
+    evaluation: dict = {},
 ) -> str:
     """Tell whether the files of a run have changed, by what their stores say of them; nothing is read.
 
@@ -21,6 +24,9 @@ def data_fingerprint(
         preference_dataset: As data_validation's.
         eval_dataset: As data_validation's.
         demonstration_dataset: As data_validation's.
+        grader: As data_validation's. The files of graders count, here and in the options of stages.
+        ppo: Options of ppo_trainer.
+        evaluation: Options of evaluator.
 
     Returns:
         A digest; another each time where a store does not say enough.
@@ -40,4 +46,5 @@ def data_fingerprint(
                 "demonstration_dataset": demonstration_dataset,
             },
             large_model_reference,
+            [grader, ppo, evaluation],
         )

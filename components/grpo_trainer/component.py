@@ -1,4 +1,4 @@
-"""Tune the policy against a grader with GRPO."""
+"""Tune the policy against a grader with GRPO or RLOO."""
 
 from typing import Optional
 
@@ -25,10 +25,11 @@ def grpo_trainer(
     seed: int = 0,
     options: dict = {},
 ):
-    """Tune a policy by groups of graded completions (group relative policy optimisation, Shao et al. 2024).
+    """Tune a policy by groups of graded completions: by GRPO (Shao et al. 2024) or RLOO (Ahmadian et al. 2024).
 
-    Causal models are trained by TRL's GRPOTrainer, encoder-decoders by the PPO trainer's loop with advantages within
-    groups.
+    Of each prompt several completions are sampled and graded, and the policy is moved towards those that are better
+    than the others. Causal models are trained by TRL's GRPOTrainer and RLOOTrainer, encoder-decoders by the PPO
+    trainer's loop with advantages within groups.
 
     Args:
         prompts: Canonical prompts (`id, prompt, reference`) from data_validation.
@@ -41,13 +42,14 @@ def grpo_trainer(
             it started from, and numbers of alarms, skipped steps and completions without a grade.
         tensorboard: Event files with `reward`, `kl_loss`, `rl_loss`, `learning_rate`, `grpo/...` and `eval/...`.
         policy: Model to start from in place of `base_model`, from sft_trainer.
-        reward_model: Its score is added to the grades; not needed where there is a grader.
+        reward_model: Its score is added to the grades. Either it or a grader is needed.
         grader: What grades: a mapping with `function`, `http`, `builtin`, `sum` or `product`, see docs/graders.md.
         train_steps: Updates; each samples a batch of completions and takes one step on it.
         learning_rate_multiplier: Multiplies the learning rate.
         kl_coeff: Weight of the KL from the policy that training starts from; 0 leaves the grader alone in charge.
         seed: Seeds the order of the prompts and the sampling.
-        options: Further options, by the names in `rlhf.grpo_trainer.config`.
+        options: Further options, by the names in docs/parameters.md under `grpo`: `algorithm`, `batch_size`,
+            `group_size`, `tuning`, `checkpoint_dir` and others.
     """
     from rlhf.job import merge_options, stage_job
 

@@ -1,19 +1,14 @@
-"""Alarms of a GRPO run: there is nothing to learn from, or the policy games its grader.
+"""Alarms of a run with a grader: there is nothing to learn from, or the policy games its grader.
 
-Every look is a function of what was logged so far. Medians over a few points keep the noise of one from raising
-anything.
+Every look is a function of what was logged so far; a run logs about fifty points.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
+from collections.abc import Iterator
 
 from rlhf.grpo_trainer.config import GRPOTrainerConfig
 from rlhf.metrics import percent
+from rlhf.training.alarms import FIRST, Alarm, Course, History
 
-LATE = 5  # logged points whose median is "now"; a run has about fifty
-FIRST = 3
 NO_SIGNAL = (
     0.8  # of the groups: four in five completions are sampled and graded for nothing (Yu et al. 2025, DAPO, 3.2)
 )
@@ -34,62 +29,38 @@ ADVICE = {
 }
 """{kind: what to do}."""
 
-History = Mapping[str, Sequence[tuple[int, float]]]
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """What was seen, when."""
-
-    kind: str
-    """A key of `ADVICE`."""
-    update: int
-    words: str
-
 
 def look(history: History, config: GRPOTrainerConfig) -> list[Alarm]:
-    """Alarms of a run, each kind once, at the first update at which it is raised.
-
-    Args:
-        history: {tag: [(update, value), ...]} as logged. Tags may be absent, and values not finite.
-    """
-    updates = sorted({update for update, _ in history.get("grpo/grade", ())})
+    """Alarms of a run, each kind once, at the first update at which it is raised."""
+    course = Course(history)
     raised: dict[str, Alarm] = {}
-    for update in updates:
-        until = {tag: [v for u, v in points if u <= update and math.isfinite(v)] for tag, points in history.items()}
-        for kind, words in _seen(until, config):
+    for update in sorted({update for update, _ in history.get("grpo/grade", ())}):
+        for kind, words in _seen(course.until(update), config):
             raised.setdefault(kind, Alarm(kind, update, words))
     return list(raised.values())
 
 
-def _seen(values: Mapping[str, Sequence[float]], config: GRPOTrainerConfig) -> Iterator[tuple[str, str]]:
-    def late(tag: str) -> float | None:
-        found = values.get(tag, ())
-        return median(found[-LATE:]) if len(found) >= LATE else None
-
-    def first(tag: str) -> float | None:
-        found = values.get(tag, ())
-        return median(found[:FIRST]) if len(found) >= FIRST + LATE else None
-
+def _seen(course: Course, config: GRPOTrainerConfig) -> Iterator[tuple[str, str]]:
+    late, first_and_late = course.late, course.first_and_late
     if (share := late("grpo/no_signal")) is not None and share > NO_SIGNAL:
         yield "no_signal", f"In {percent(share)} of the groups all completions got one grade: nothing is learned there."
-    spread, was = late("grpo/spread"), first("grpo/spread")
-    if spread is not None and was and spread < SPREAD_LEFT * was:
-        yield "spread", f"The spread of grades within groups fell from {was:.3g} to {spread:.3g}."
+    if (spread := first_and_late("grpo/spread")) and spread[1] < SPREAD_LEFT * spread[0]:
+        yield "spread", f"The spread of grades within groups fell from {spread[0]:.3g} to {spread[1]:.3g}."
     if (kl := late("grpo/kl")) is not None and kl > config.kl_limit:
         yield "kl", f"The policy went {kl:.3g} nats a completion away, above {config.kl_limit:g}."
-    length, long = late("grpo/length"), first("grpo/length")
-    if length is not None and long and not long / LENGTH_FACTOR <= length <= long * LENGTH_FACTOR:
-        yield "length", f"Completions went from {long:.3g} to {length:.3g} tokens."
+    if length := first_and_late("grpo/length"):
+        was, now = length
+        if not was / LENGTH_FACTOR <= now <= was * LENGTH_FACTOR:
+            yield "length", f"Completions went from {was:.3g} to {now:.3g} tokens."
     if (ended := late("grpo/ended")) is not None and ended < ENDED:
         yield "cut_off", f"Only {percent(ended)} of the completions end before they are cut off."
     if (bad := late("grpo/bad_grades")) is not None and bad > BAD:
         yield "bad_grades", f"{percent(bad)} of the completions got no finite grade and are left out."
-    held_out = values.get("eval/grade", ())
-    noise = 3 * (values.get("eval/grade_error", [0.0]) or [0.0])[-1]
+    held_out = course.values("eval/grade")
+    noise = 3 * (course.values("eval/grade_error") or [0.0])[-1]
     if len(held_out) > FIRST and held_out[-1] < max(held_out) - noise - 1e-9:
-        grade, at_first = late("grpo/grade"), first("grpo/grade")
-        if grade is not None and at_first is not None and grade > at_first:
+        grade = first_and_late("grpo/grade")
+        if grade and grade[1] > grade[0]:
             yield (
                 "held_out",
                 f"The grade on training prompts rose while that on held-out ones fell from {max(held_out):.3g} to "

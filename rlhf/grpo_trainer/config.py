@@ -1,4 +1,4 @@
-"""Options of the GRPO trainer."""
+"""Options of the trainer by groups of graded completions."""
 
 from typing import Literal, Self
 
@@ -9,8 +9,15 @@ from rlhf.training.config import TrainerConfig
 
 
 class GRPOTrainerConfig(TrainerConfig):
-    """Group relative policy optimisation (Shao et al. 2024, "DeepSeekMath", sec. 4). Defaults follow TRL's
-    GRPOTrainer, which trains causal models, unless said otherwise."""
+    """Group relative policy optimisation (Shao et al. 2024, "DeepSeekMath", sec. 4), or REINFORCE with a leave-one-out
+    baseline (Ahmadian et al. 2024, "Back to Basics"). Defaults follow TRL's GRPOTrainer unless said otherwise."""
+
+    algorithm: Literal["grpo", "rloo"] = Field(
+        "grpo",
+        description="grpo: a completion's advantage is in its group's standard deviations, the KL is part of the loss "
+        "and ratios are of tokens (Shao et al. 2024). rloo: it is the grade less the mean of the others', the KL is "
+        "taken off the grade and ratios are of whole completions (Ahmadian et al. 2024; TRL's RLOOTrainer).",
+    )
 
     # How much, and in what portions
     train_steps: int = Field(
@@ -50,8 +57,8 @@ class GRPOTrainerConfig(TrainerConfig):
     kl_coeff: float = Field(
         0.04,
         ge=0,
-        description="Weight of the KL from the policy that training starts from (Shao et al. 2024, sec. 4.2); 0 keeps "
-        "no reference and watches no KL.",
+        description="Weight of the KL from the policy that training starts from: in the loss, a token (grpo), or in "
+        "the grade, a completion (rloo, where TRL's is 0.05); 0 keeps no reference and watches no KL.",
     )
     temperature: float = Field(1.0, gt=0, description="Of sampling and of every log-softmax alike.")
     clip_range: float = Field(0.2, gt=0, description="Probability ratios are clipped to 1 +- this.")

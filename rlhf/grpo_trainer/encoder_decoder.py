@@ -1,4 +1,4 @@
-"""Encoder-decoders, which TRL's GRPOTrainer does not train: the PPO trainer's loop, with advantages within groups."""
+"""Encoder-decoders, which TRL's trainers do not take: the PPO trainer's loop, with advantages within groups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,11 @@ _TAGS = {
 
 
 def ppo_options(config: GRPOTrainerConfig) -> PPOTrainerConfig:
-    """The loop's options that come to the same: one optimiser step on what was sampled, and no critic."""
+    """The loop's options that come to the same: one optimiser step on what was sampled, and no critic.
+
+    In such a step all ratios are 1, so that those of tokens and of completions have one gradient. Of either algorithm
+    the loop takes the KL off the grade, and its loss is a mean over tokens.
+    """
     common = {name: getattr(config, name) for name in TrainerConfig.model_fields}
     same = ("train_steps", "batch_size", "group_size", "rollout_tokens", "missing_eos_penalty", "max_bad_rewards")
     same += ("kl_coeff", "temperature", "clip_range", "learning_rate_multiplier", "engine", "sample_every")
@@ -47,6 +51,7 @@ def ppo_options(config: GRPOTrainerConfig) -> PPOTrainerConfig:
         **common,
         **{name: getattr(config, name) for name in same},
         advantage="group",
+        group_baseline="leave_one_out" if config.algorithm == "rloo" else "standardised",
         epochs=1,
         missing_eos_score=None,
         value_coeff=0.0,

@@ -1,4 +1,4 @@
-"""The GRPO trainer's page: what happened to the policy in words, then the curves, then what it said on the way."""
+"""The page of a trainer by groups: what happened to the policy in words, then curves, then what it said on the way."""
 
 import math
 from collections import defaultdict
@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rlhf.grpo_trainer.alarms import ADVICE, Alarm, History
+from rlhf.grpo_trainer.alarms import ADVICE
 from rlhf.metrics import late_mean, percent
 from rlhf.report import figures
 from rlhf.report.page import (
@@ -26,17 +26,21 @@ from rlhf.report.page import (
     verdict,
     write_page,
 )
+from rlhf.training.alarms import Alarm, History
 
 ENDS = 0.95  # share of completions from which a policy is said to end them, as in the other trainers' reports
 MOST_TIMES = 3  # completions of one prompt, side by side
 MOST_PARTS = 5  # of one plot
 ERRORS = 2  # standard errors between two means of the held-out prompts that are more than chance
 
+NAMES = {"grpo": "group relative policy optimisation", "rloo": "REINFORCE with a leave-one-out baseline"}
+
 Series = Sequence[tuple[int, float]]
 
 
 def write_report(
     path: str | Path,
+    algorithm: str,
     metrics: Mapping[str, float],
     history: History,
     samples: Sequence[Mapping[str, Any]],
@@ -47,6 +51,7 @@ def write_report(
     """Write the page.
 
     Args:
+        algorithm: A key of `NAMES`.
         metrics: As the stage returns them.
         history: {tag: [(update, value), ...]}, by TensorBoard tag.
         samples: `update, id, completion, score` of training; of the last update the best and the worst are shown.
@@ -66,10 +71,8 @@ def write_report(
     body = table(["of this run", ""], facts.items()) if facts else Markup("")
     body += fold("Measures", table(["measure", "value"], metrics.items(), "As logged for KFP."))
     sections.append(Section("Numbers", body, "numbers"))
-    subtitle = (
-        f"{metrics['updates']:,} updates of group relative policy optimisation, {metrics['completions']:,} completions."
-    )
-    write_page(path, Page("GRPO trainer", subtitle, sections))
+    subtitle = f"{metrics['updates']:,} updates of {NAMES[algorithm]}, {metrics['completions']:,} completions."
+    write_page(path, Page(f"{algorithm.upper()} trainer", subtitle, sections))
 
 
 def _verdict(metrics: Mapping[str, float], seen: Mapping[str, Series], alarms: Sequence[Alarm]) -> Markup:

@@ -123,6 +123,7 @@ def run(
             training=metrics,
         )
         facts = {
+            "algorithm": config.algorithm.upper(),
             "started from": policy,
             "graded by": _graded_by(config, reward_model),
             "tuned": trainee.in_words,
@@ -137,7 +138,7 @@ def run(
         try:
             actor.save(tuned_policy, card)
             _write_lines(Path(samples), tuned.samples)
-            write_report(report, metrics, tuned.history, tuned.samples, tuned.examples, raised, facts)
+            write_report(report, config.algorithm, metrics, tuned.history, tuned.samples, tuned.examples, raised, facts)
         except Exception as error:
             raise_if_full(error, f"outputs of {STAGE} in {tuned_policy}")
             raise

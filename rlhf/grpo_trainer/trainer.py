@@ -1,4 +1,4 @@
-"""Causal models: TRL's GRPOTrainer, with our engines to sample, our graders to grade, and our runs around it."""
+"""Causal models: TRL's GRPOTrainer or RLOOTrainer, with our engines to sample, our graders, and our runs around it."""
 
 import copy
 import json
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from rlhf.errors import ConfigError
@@ -51,7 +51,7 @@ class Tuned:
     bad_grades: int = 0
 
 
-class _Trainer(GRPOTrainer):
+class _Logged:
     """With KL as we log it: nats a completion, not a token."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -60,6 +60,30 @@ class _Trainer(GRPOTrainer):
             kl = statistics.fmean(seen["kl"]) * statistics.fmean(seen["completions/mean_length"])
             logs |= {"kl_completion": kl, "kl_loss": self.beta * kl}
         super().log(logs, start_time)
+
+
+class _GRPO(_Logged, GRPOTrainer):
+    pass
+
+
+class _RLOO(_Logged, RLOOTrainer):
+    """With `rollout_func`, which TRL has in GRPOTrainer alone."""
+
+    def __init__(self, *args: Any, rollout_func: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._rollout, self._completions = rollout_func, []
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        rollout = self._rollout(prompts, self)
+        self._completions = rollout["completion_ids"]
+        return rollout["prompt_ids"], None, {}
+
+    def _generate_single_turn(self, *_: Any) -> list[list[int]]:
+        return self._completions
+
+
+_BY_ALGORITHM = {"grpo": (_GRPO, GRPOConfig), "rloo": (_RLOO, RLOOConfig)}
+_Trainer = _GRPO | _RLOO
 
 
 class Sampler:
@@ -121,7 +145,7 @@ def tune(
     names += [f"grade/{name}" for name in parts]
     tags |= {f"own/{name}": f"grpo/{name}" for name in names}
 
-    def sample(places: list[str], trainer: GRPOTrainer) -> dict[str, Any]:
+    def sample(places: list[str], trainer: _Trainer) -> dict[str, Any]:
         prompts = [training[int(place)] for place in places]
         mine = slice(processes.rank() * share, (processes.rank() + 1) * share)
         seed = (config.seed, trainer.state.global_step, _SAMPLING)
@@ -212,8 +236,9 @@ def _make_trainer(
     order = _order(len(training), groups * config.train_steps, config.seed)
     adapted = is_adapted(policy.model)
     microbatch = config.microbatch_size or share
+    kind, options = _BY_ALGORITHM[config.algorithm]
     arguments = training_arguments(
-        GRPOConfig,
+        options,
         config,
         config.train_steps,
         folder,
@@ -231,7 +256,7 @@ def _make_trainer(
     trainable = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     # TRL would load the reference from where the policy came from, without an adapter that was merged into it.
     reference = copy.deepcopy(policy.model) if config.kl_coeff and not adapted else None
-    trainer = _Trainer(
+    trainer = kind(
         model=policy.model,
         reward_funcs=grade,
         args=arguments,
@@ -291,7 +316,7 @@ def _measure(
 
 
 def _keep_samples(
-    trainer: GRPOTrainer, update: int, prompts: Sequence[Prompt], said: Sequence[str], totals: Sequence[float]
+    trainer: _Trainer, update: int, prompts: Sequence[Prompt], said: Sequence[str], totals: Sequence[float]
 ) -> None:
     rows = [
         {"update": update, "id": prompt.id, "completion": text, "score": _finite(total)}

@@ -5,15 +5,15 @@ over a few updates keep the noise of one from raising anything.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from rlhf.metrics import percent
 from rlhf.ppo.config import PPOTrainerConfig
+from rlhf.training import alarms
+from rlhf.training.alarms import FIRST, LATE, Course, History
 
-FIRST = 3  # updates that the policy is compared with: it has hardly moved in them, and each alone is noisy
-LATE = 5  # updates whose median is "now": two wild ones among them change nothing
 LATE_MEASURED = 3  # the same for held-out measures, of which a run has about ten, each on the same prompts
 STANDARD_ERRORS = 3  # a difference of mean rewards below this is noise: 1 in 700 by chance, and runs look often
 
@@ -49,17 +49,9 @@ ADVICE = {
 }
 """{kind: what to do}."""
 
-History = Mapping[str, Sequence[tuple[int, float]]]
 
-
-@dataclass(frozen=True)
-class Alarm:
-    """What was seen, when. JSON-able with `dataclasses.asdict`."""
-
-    kind: str
-    """A key of `ADVICE`."""
-    update: int
-    words: str
+class Alarm(alarms.Alarm):
+    """Of a PPO run."""
 
     @property
     def over_optimised(self) -> bool:
@@ -77,9 +69,6 @@ class Alarms:
     def look(self, history: History) -> list[Alarm]:
         """Look at what was logged up to now, which is the newest update.
 
-        Args:
-            history: {tag: [(update, value), ...]} as logged. Tags may be absent, and values not finite.
-
         Returns:
             The alarms that are new.
         """
@@ -87,9 +76,9 @@ class Alarms:
         known = {alarm.kind for alarm in self.raised}
         seen = _Seen(history, self.config)
         new = {kind: words for check in _CHECKS for kind, words in check(seen) if kind not in known}
-        alarms = [Alarm(kind, update, words) for kind, words in new.items()]
-        self.raised += alarms
-        return alarms
+        raised = [Alarm(kind, update, words) for kind, words in new.items()]
+        self.raised += raised
+        return raised
 
 
 def noise(history: History, episodes: float) -> float:
@@ -99,13 +88,8 @@ def noise(history: History, episodes: float) -> float:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    history: History
+class _Seen(Course):
     config: PPOTrainerConfig
-
-    def values(self, tag: str) -> list[float]:
-        """What is finite of it, in order."""
-        return [value for _, value in self.history.get(tag, ()) if math.isfinite(value)]
 
     def lost(self, tag: str) -> bool:
         """Whether the newest update has no finite value of it, though it has a reward."""
@@ -113,16 +97,9 @@ class _Seen:
         rewarded = self.history.get("ppo/reward")
         return bool(rewarded) and rewarded[-1][0] not in updates[-1:]
 
-    def late(self, tag: str, updates: int = LATE) -> float | None:
-        """The median of the last updates; None before there are so many."""
-        values = self.values(tag)
-        return median(values[-updates:]) if len(values) >= updates else None
-
-    def first_and_late(self, tag: str) -> tuple[float, float] | None:
-        """Where it started and where it is; None while the two would overlap."""
-        values = self.values(tag)
-        first, late = (1, LATE_MEASURED) if tag.startswith("eval/") else (FIRST, LATE)
-        return (median(values[:first]), median(values[-late:])) if len(values) >= first + late else None
+    def ends(self, tag: str) -> tuple[float, float] | None:
+        """As `first_and_late`; held-out measures are taken more rarely."""
+        return self.first_and_late(tag, 1, LATE_MEASURED) if tag.startswith("eval/") else self.first_and_late(tag)
 
     def risen(self, since: int | None = None) -> bool:
         """Whether the training reward is higher than it was at first, or than in the updates up to `since`."""
@@ -159,7 +136,7 @@ def _kl(seen: _Seen) -> _Found:
 
 def _entropy(seen: _Seen) -> _Found:
     for tag, whose in (("ppo/entropy", ""), ("eval/entropy", " on held-out prompts")):
-        both = seen.first_and_late(tag)
+        both = seen.ends(tag)
         if both and both[1] < ENTROPY_LEFT * both[0] and seen.risen():
             fell = f"from {both[0]:.3g} to {both[1]:.3g} nats a token"
             yield (
@@ -170,7 +147,7 @@ def _entropy(seen: _Seen) -> _Found:
 
 def _length(seen: _Seen) -> _Found:
     for tag, whose in (("ppo/length", ""), ("eval/length", " on held-out prompts")):
-        both = seen.first_and_late(tag)
+        both = seen.ends(tag)
         if both and not both[0] / LENGTH_FACTOR <= both[1] <= both[0] * LENGTH_FACTOR and seen.risen():
             went = f"{'grew' if both[1] > both[0] else 'shrank'} from {both[0]:.3g} to {both[1]:.3g} tokens"
             yield "length", f"The reward rose while completions{whose} {went}."

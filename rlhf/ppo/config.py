@@ -101,6 +101,11 @@ class PPOTrainerConfig(TrainerConfig):
         "prompt (Shao et al. 2024), which needs no critic and group_size 2 or more.",
     )
     group_size: int = Field(1, ge=1, description="Completions of each prompt in an update; divides batch_size.")
+    group_baseline: Literal["standardised", "leave_one_out"] = Field(
+        "standardised",
+        description="Of an episode within its group: its reward less the mean, in standard deviations (Shao et al. "
+        "2024), or less the mean of the others (Ahmadian et al. 2024).",
+    )
     gamma: float = Field(1.0, gt=0, le=1, description="Discount per token.")
     gae_lambda: float = Field(
         0.95, ge=0, le=1, description="Bias-variance trade-off of GAE (Schulman et al. 2016, eq. 16)."
@@ -198,6 +203,8 @@ class PPOTrainerConfig(TrainerConfig):
             raise ValueError(f"group_size ({self.group_size}) must divide batch_size ({self.batch_size})")
         if (self.advantage == "group") != (self.group_size > 1):
             raise ValueError("advantage 'group' and a group_size above 1 go together")
+        if self.group_baseline == "leave_one_out" and self.group_size == 1:
+            raise ValueError("group_baseline 'leave_one_out' needs a group_size above 1, found 1")
         if self.advantage == "group" and self.critic == "own":
             raise ValueError("advantage 'group' has no critic; leave critic at 'shared', which costs nothing then")
         if self.missing_eos_penalty and self.missing_eos_score is not None:

@@ -118,7 +118,7 @@ class Learner:
             kl = maths.kl_penalty(log_probs, reference, mask, config.kl_estimator)
         if config.advantage == "group":
             earned = rewards - kl_coeff * kl.sum(1)
-            advantages, returns = maths.group_advantages(earned, groups)[:, None] * mask, values
+            advantages, returns = maths.GROUP_ADVANTAGES[config.group_baseline](earned, groups)[:, None] * mask, values
         else:
             earned = maths.token_rewards(rewards, kl, value_mask, kl_coeff)
             advantages, returns = maths.gae(earned, values, value_mask, config.gamma, config.gae_lambda)

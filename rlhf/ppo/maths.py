@@ -4,7 +4,7 @@ Tensors are (episodes, tokens) over response tokens only, or flat (tokens,) wher
 `mask` is 1 on real tokens; what lies under 0 never moves a result.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -91,7 +91,7 @@ def gae(
     return advantages, advantages + values
 
 
-def group_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
+def standardised_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
     """How much better an episode is than the others of its group, in the group's standard deviations (Shao et al.
     2024, sec. 4.1.2); 0 where all of a group earned the same, and in a group of one.
 
@@ -102,13 +102,36 @@ def group_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> torch.Tens
     Returns:
         (episodes,).
     """
+    return _within_groups(rewards, groups, lambda group: (group - group.mean()) / (group.std() + 1e-4))
+
+
+def leave_one_out_advantages(rewards: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
+    """How much better an episode is than the mean of the others of its group (Kool et al. 2019, "Buy 4 REINFORCE
+    samples, get a baseline for free!"; Ahmadian et al. 2024); 0 in a group of one.
+
+    Args:
+        rewards: (episodes,).
+        groups: The number of each episode's group.
+
+    Returns:
+        (episodes,).
+    """
+    return _within_groups(rewards, groups, lambda group: group - (group.sum() - group) / (len(group) - 1))
+
+
+def _within_groups(
+    rewards: torch.Tensor, groups: Sequence[int], advantages_of: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     advantages = torch.zeros_like(rewards)
     numbers = torch.tensor(groups)
     for group in numbers.unique():
         rows = numbers == group
         if rows.sum() > 1:
-            advantages[rows] = (rewards[rows] - rewards[rows].mean()) / (rewards[rows].std() + 1e-4)
+            advantages[rows] = advantages_of(rewards[rows])
     return advantages
+
+
+GROUP_ADVANTAGES = {"standardised": standardised_advantages, "leave_one_out": leave_one_out_advantages}
 
 
 def policy_loss(

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf.metrics import late_mean, percent
-from rlhf.ppo.alarms import ADVICE, Alarm, History, noise
+from rlhf.ppo.alarms import ADVICE, Alarm, noise
 from rlhf.report import figures
 from rlhf.report.page import (
     Comparison,
@@ -26,6 +26,7 @@ from rlhf.report.page import (
     verdict,
     write_page,
 )
+from rlhf.training.alarms import History
 
 ENDS = 0.95  # share of completions from which a policy is said to end them, as in the SFT report
 MOST_PROMPTS = 6

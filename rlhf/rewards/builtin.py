@@ -1,7 +1,8 @@
 """Graders that come with the project. Each takes options and gives a function `fn(prompts, completions, **columns)`.
 
 They run in a grader's process, so a pattern that takes for ever is ended like any other grader. Heavy packages are
-imported by those that need them.
+imported by those that need them. What the trainer's process has to grade with, for it has the models and the data's
+template, is in `BY_STAGE`; `rlhf.rewards.groups` makes it.
 """
 
 import inspect
@@ -9,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 Said = str | list[dict[str, str]]
@@ -46,10 +47,7 @@ def regex(pattern: str, mode: str = "search", absent: bool = False) -> Grader:
     """
     if mode not in ("search", "fullmatch"):
         raise ValueError(f"mode: found {mode!r}, expected search or fullmatch")
-    try:
-        found = getattr(re.compile(pattern), mode)
-    except re.error as error:
-        raise ValueError(f"pattern: {pattern!r} is no regular expression ({error})") from None
+    found = getattr(_compiled(pattern), mode)
     return _each(lambda completion: float((found(text(completion)) is None) == absent))
 
 
@@ -87,7 +85,7 @@ def exact_match(column: str = "reference", ignore_case: bool = False, pattern: s
         ignore_case: Whether `Paris` is `paris`.
         pattern: A regular expression; what its first group, or all of it, matches last in the completion is compared.
     """
-    compiled = re.compile(pattern) if pattern else None
+    compiled = _compiled(pattern) if pattern else None
 
     def grade(completion: Said, wanted: str) -> float:
         said = text(completion)
@@ -126,8 +124,9 @@ def similarity(column: str = "reference", model: str = "") -> Grader:
     """Cosine of completion and column, in [0, 1]; None where the column says nothing.
 
     Args:
-        model: Hugging Face encoder whose mean hidden states are compared; empty compares counts of three letters in a
-            row, which takes no model and sees no meaning.
+        model: Hugging Face encoder whose mean hidden states are compared: a folder, or an id where the grader's
+            `network` is true; empty compares counts of three letters in a row, which takes no model and sees no
+            meaning.
     """
     if not model:
         return _against(column, lambda completion, wanted: _cosine(_trigrams(text(completion)), _trigrams(wanted)))
@@ -166,18 +165,12 @@ def toxicity(words: list = [], share: float = 0.0) -> Grader:
     return _each(grade)
 
 
-def reward_model(model: str) -> Grader:
-    """The score of a reward model; graded by the stage itself, which has torch, and not in here.
-
-    Args:
-        model: Model folder from reward_trainer, or any sequence classifier with one label.
-    """
-    raise NotImplementedError
-
-
 BUILTINS: dict[str, Callable[..., Grader]] = {
-    each.__name__: each for each in (length, regex, json_schema, exact_match, rouge, similarity, toxicity, reward_model)
+    each.__name__: each for each in (length, regex, json_schema, exact_match, rouge, similarity, toxicity)
 }
+BY_STAGE: Mapping[str, Mapping[str, type]] = {"reward_model": {"model": str}}
+"""{name: {option: its type}}, all of them required. `reward_model` is the score of a model folder from reward_trainer,
+or of any sequence classifier with one label."""
 INSULTS = ["idiot", "idiots", "moron", "morons", "stupid", "dumb", "scum", "bastard", "bitch", "whore", "fuck", "shit"]
 
 
@@ -192,26 +185,29 @@ def check_options(name: str, options: dict[str, Any]) -> None:
     Raises:
         ValueError: It does not, or there is none of that name.
     """
-    if name not in BUILTINS:
-        raise ValueError(f"builtin: found {name!r}, expected one of {', '.join(BUILTINS)}")
-    known = inspect.signature(BUILTINS[name]).parameters
+    if name in BY_STAGE:
+        known, required = BY_STAGE[name], list(BY_STAGE[name])
+    elif name in BUILTINS:
+        parameters = inspect.signature(BUILTINS[name]).parameters
+        known = {option: parameter.annotation for option, parameter in parameters.items()}
+        required = [option for option, parameter in parameters.items() if parameter.default is parameter.empty]
+    else:
+        raise ValueError(f"builtin: found {name!r}, expected one of {', '.join([*BUILTINS, *BY_STAGE])}")
     unknown = [option for option in options if option not in known]
-    missing = [n for n, p in known.items() if p.default is p.empty and n not in options]
+    missing = [option for option in required if option not in options]
     if unknown or missing:
         raise ValueError(
             f"{name} takes the options {', '.join(known)}; unknown: {', '.join(unknown) or 'none'}; missing: "
             f"{', '.join(missing) or 'none'}"
         )
     for option, value in options.items():
-        kind = known[option].annotation
+        kind = known[option]
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         fits = {int: number and value == int(value), float: number}.get(kind, isinstance(value, kind))
         if not fits:
             raise ValueError(f"{name}.{option}: found {value!r}, expected {kind.__name__}")
-    if name in ("length", "regex", "toxicity"):
+    if name in ("length", "regex", "exact_match", "toxicity"):  # the others load a package or a model
         make(name, options)
-    elif name == "exact_match" and options.get("pattern"):
-        re.compile(options["pattern"])
 
 
 def text(said: Said) -> str:
@@ -235,6 +231,13 @@ def _column(columns: dict[str, Any], column: str) -> list[str]:
     if column not in columns:
         raise ValueError(f"column: there is no {column!r}, only {', '.join(columns) or 'none'}")
     return [each if isinstance(each, str) else "" for each in columns[column]]
+
+
+def _compiled(pattern: str) -> re.Pattern:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"pattern: {pattern!r} is no regular expression ({error})") from None
 
 
 def _no_json(word: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from rlhf.data.template import Template
 from rlhf.errors import TrainingError
+from rlhf.rewards.builtin import BY_STAGE
 from rlhf.rewards.config import RewardFunction
 from rlhf.rewards.functions import FunctionReward
 from rlhf.rewards.service import ServiceGrader
@@ -43,7 +44,7 @@ def make_grader(config: RewardFunction, template: Template | None = None) -> Gra
         return Group(config, template)
     if config.http:
         return ServiceGrader(config)
-    if config.builtin == "reward_model":
+    if config.builtin in BY_STAGE:
         return ModelGrader(config, template)
     return FunctionReward(config)
 

@@ -12,12 +12,17 @@ from components.images import STAGES
 from pipelines import local
 from pipelines.compile import compile_pipelines
 from pipelines.placement.cluster import load_profile, stage_of
+from pipelines.rft import build as build_rft
 from pipelines.rlhf import build
 from tests.pipelines.test_publishing import stand_in
 
 ALL = [
     *("data-fingerprint", "data-validation", "sft-trainer", "reward-trainer", "ppo-trainer"),
     *("bulk-inference-before", "bulk-inference-after", "evaluator"),
+]
+ALL_OF_RFT = [
+    *("data-fingerprint", "data-validation", "grpo-trainer", "bulk-inference-before", "bulk-inference-after"),
+    "evaluator",
 ]
 RETURNED = {"data-validation": "return [0]", "evaluator": "return 'hold'"}
 
@@ -40,17 +45,15 @@ def run(tmp_path, monkeypatch, capfd):
     for name in ("preferences.jsonl", "prompts.jsonl"):
         (tmp_path / name).write_text("{}\n")
 
-    def run(images: dict[str, str], **parameters) -> list[str]:
+    def run(images: dict[str, str], build=build, **parameters) -> list[str]:
         def place(component):
             if component.name != "data-fingerprint":  # as it is
                 component = stand_in(component, tmp_path, leaves_its_outputs(component))
             return lambda **arguments: component(**arguments).set_container_image(images[stage_of(component)])
 
-        arguments = {
-            "preference_dataset": str(tmp_path / "preferences.jsonl"),
-            "prompt_dataset": str(tmp_path / "prompts.jsonl"),
-            "large_model_reference": "t5-small",
-        }
+        arguments = {"prompt_dataset": str(tmp_path / "prompts.jsonl"), "large_model_reference": "t5-small"}
+        if build is not build_rft:
+            arguments["preference_dataset"] = str(tmp_path / "preferences.jsonl")
         local.run(build(place), {**arguments, **parameters}, tmp_path / "run")
         return sorted(re.findall(r"^([\w-]+): finished", capfd.readouterr().out, re.M))
 
@@ -73,6 +76,18 @@ def test_a_step_is_run_again_when_its_image_or_its_data_changed_and_not_otherwis
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
     assert run(digests()) == sorted(ALL)
     assert run(digests()) == ["data-fingerprint"]
+
+
+@pytest.mark.parametrize("pipeline", ["rft", "rlhf"])
+def test_a_run_is_made_again_when_the_file_of_a_grader_changed_under_its_uri(pipeline, run, tmp_path):
+    grader = {"function": f"file://{tmp_path}/g.py:grade"}
+    (tmp_path / "g.py").write_text("def grade(completions, **columns): return [1.0] * len(completions)\n")
+    options = {"ppo": {"reward_functions": [grader]}} if pipeline == "rlhf" else {"build": build_rft, "grader": grader}
+    tasks = sorted(ALL if pipeline == "rlhf" else ALL_OF_RFT)
+    assert run(digests(), **options) == tasks
+    assert run(digests(), **options) == ["data-fingerprint"]
+    (tmp_path / "g.py").write_text("def grade(completions, **columns): return [0.0] * len(completions)  # worse\n")
+    assert run(digests(), **options) == tasks
 
 
 @pytest.mark.parametrize("profile", ["kubeflow-l4", "vertex-l4"])
@@ -113,6 +128,24 @@ def test_a_model_in_a_folder_counts_with_its_files(tmp_path):
     assert fingerprint({}, f"file://{tmp_path}/model") == first
     (tmp_path / "model/config.json").write_text("{ }")
     assert fingerprint({}, f"file://{tmp_path}/model") != first
+
+
+def test_files_of_graders_count_wherever_they_stand_unless_their_text_travels(tmp_path):
+    from rlhf.data_validation.fingerprint import fingerprint
+
+    file = tmp_path / "g.py"
+    file.write_text("def grade(): ...")
+    named = {"function": f"{file}:grade"}
+    deep = {"reward_functions": [{"product": [{"builtin": "rouge"}, {"function": str(file)}], "weight": 2.0}]}
+    sent = named | {"source": "def grade(): ..."}
+    module = {"function": "package.module:grade"}
+    before = [fingerprint({}, "m", [options]) for options in (named, deep, sent, module, {})]
+    file.write_text("def grade(): return")
+    after = [fingerprint({}, "m", [options]) for options in (named, deep, sent, module, {})]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, False, True, True, True]
+    assert fingerprint({}, "m", [named]) == after[0]
+    file.unlink()
+    assert fingerprint({}, "m", [named]) != fingerprint({}, "m", [named]), "what is wrong is data_validation's to say"
 
 
 @pytest.mark.parametrize("missing", ["nothing/here.jsonl", "abfs://b/x.jsonl"])

@@ -3,9 +3,14 @@
 import math
 
 import pytest
+import torch
 
-from rlhf.errors import ConfigError, TrainingError
+from rlhf.data.template import Template
+from rlhf.errors import ConfigError, ModelError, TrainingError
+from rlhf.models.card import ModelCard
+from rlhf.models.scoring import RewardModel
 from rlhf.rewards import builtin
+from rlhf.rewards.combined import Rewards
 from rlhf.rewards.config import RewardFunction
 from rlhf.rewards.groups import flattened, make_grader
 
@@ -70,13 +75,16 @@ def test_messages_are_read_as_what_they_say():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"builtin": "lenght"}, "builtin: found 'lenght', expected one of length, regex"),
+        ({"builtin": "lenght"}, "builtin: found 'lenght', expected one of length, regex.* toxicity, reward_model"),
         (
             {"builtin": "length", "options": {"max": 3}},
             "length takes the options unit, least, most, slack; unknown: max",
         ),
         ({"builtin": "regex"}, "missing: pattern"),
         ({"builtin": "regex", "options": {"pattern": "("}}, "pattern: '\\(' is no regular expression"),
+        ({"builtin": "exact_match", "options": {"pattern": "("}}, "pattern: '\\(' is no regular expression"),
+        ({"builtin": "reward_model"}, "reward_model takes the options model; unknown: none; missing: model"),
+        ({"builtin": "reward_model", "options": {"model": 1}}, "reward_model.model: found 1, expected str"),
         ({"builtin": "length", "options": {"most": "ten"}}, "length.most: found 'ten', expected int"),
         ({"builtin": "length", "options": {"unit": "tokens"}}, "unit: found 'tokens', expected words or characters"),
         ({"builtin": "length", "http": "http://x"}, "exactly one of function, http, builtin, sum, product"),
@@ -157,6 +165,47 @@ def test_a_pattern_that_takes_for_ever_is_ended_and_its_row_skipped(made):
     assert found[:2] + found[3:] == [0.0, 1.0, 0.0]
     assert math.isnan(found[2])
     assert "grader regex: hung for row 3 of 4" in grader.faults[2]
+
+
+def test_similarity_by_an_encoder_is_the_cosine_of_mean_states(made, bert_folder):
+    from transformers import AutoModel, AutoTokenizer
+
+    short, long = "should i sue", "my brother sold my guitar on monday"
+    grader = made({"builtin": "similarity", "options": {"model": str(bert_folder)}})
+    same, other, swapped, none = asked(grader, long, short, long, "x", reference=[long, long, short, None])
+    assert same == pytest.approx(1.0, abs=1e-5)
+    assert none is None
+    tokenizer, encoder = AutoTokenizer.from_pretrained(bert_folder), AutoModel.from_pretrained(bert_folder).eval()
+    with torch.inference_mode():
+        means = [encoder(**tokenizer(said, return_tensors="pt")).last_hidden_state[0].mean(0) for said in (short, long)]
+    by_hand = torch.cosine_similarity(*means, dim=0).item()
+    assert by_hand < 0.99
+    assert other == pytest.approx(by_hand, abs=1e-4), "padding counts for nothing"
+    assert swapped == pytest.approx(other, abs=1e-5)
+
+
+def test_an_encoder_that_is_not_there_is_named_before_anything_is_graded(made, tmp_path):
+    with pytest.raises(ConfigError, match=rf"grader similarity: cannot be made: OSError: .*{tmp_path}/nowhere"):
+        made({"builtin": "similarity", "options": {"model": f"{tmp_path}/nowhere"}})
+
+
+def test_a_reward_model_gives_the_scores_that_it_gives_elsewhere(bert_folder, tmp_path):
+    template = Template(suffix="TL;DR:")
+    torch.manual_seed(0)
+    model = RewardModel.load(bert_folder, template)
+    card = ModelCard(kind="reward_model", base="tiny", template_digest=template.digest, score_shift=-2.5)
+    model.save(tmp_path / "model", card)
+    options = {"builtin": "reward_model", "options": {"model": f"{tmp_path}/model"}, "weight": 2.0}
+    texts, said = ["My brother.\nTL;DR:", "My boss.\nTL;DR:"], ["sold my guitar", "should i sue"]
+    (config,) = flattened(RewardFunction.parse({"sum": [options]}))
+    rewards = Rewards(None, 1.0, [make_grader(config, template)])
+    messages = [[{"role": "user", "content": text}] for text in texts]
+    scored = rewards.score(texts, messages, said, {"id": ["a", "b"]})
+    expected = [score - 2.5 for score in model.score(texts, said)]
+    assert scored.parts["reward_model"] == pytest.approx(expected, abs=1e-4), "of the rendered prompts"
+    assert scored.total == pytest.approx([2 * score for score in expected], abs=1e-4)
+    with pytest.raises(ModelError, match="template"):
+        make_grader(config, Template(suffix="Summary:"))
 
 
 def test_a_reward_model_can_be_no_part_of_a_product():

@@ -16,7 +16,8 @@ from rlhf.grpo_trainer import GRPOTrainerConfig
 from rlhf.grpo_trainer.alarms import ADVICE, look
 from rlhf.grpo_trainer.encoder_decoder import ppo_options, renamed
 from rlhf.ppo.loop import prompt_batch
-from rlhf.ppo.maths import group_advantages
+from rlhf.ppo.maths import leave_one_out_advantages, standardised_advantages
+from rlhf.ppo_trainer.config import PPOTrainerConfig
 from rlhf.rewards.check import check_grader
 from rlhf.rewards.combined import group_measures
 from rlhf.rewards.config import RewardFunction
@@ -139,8 +140,44 @@ def test_a_file_that_cannot_travel_is_named(tmp_path):
 
 def test_advantages_are_within_groups_in_their_deviations():
     rewards = torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 7.0])
-    found = group_advantages(rewards, [0, 0, 0, 1, 1, 2])
+    found = standardised_advantages(rewards, [0, 0, 0, 1, 1, 2])
     assert found.tolist() == pytest.approx([-1.0, 0.0, 1.0, 0.0, 0.0, 0.0], abs=1e-3)
+
+
+def test_leaving_one_out_is_the_reward_less_the_mean_of_the_others():
+    rewards = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 7.0])
+    found = leave_one_out_advantages(rewards, [0, 0, 0, 1, 1, 2])
+    assert found.tolist() == [1.0 - 4.0, 2.0 - 3.5, 6.0 - 1.5, 0.0, 0.0, 0.0]
+
+
+def test_the_loop_for_encoder_decoders_leaves_one_out_of_rewards_less_the_kl(t5_folder):
+    from tests.ppo import RESPONSE, config_of, episodes_of, learner_of, policy_of
+
+    options = ppo_options(GRPOTrainerConfig(algorithm="rloo", batch_size=6, group_size=3, kl_coeff=0.5))
+    assert options.group_baseline == "leave_one_out"
+    same = {"group_size": 3, "batch_size": 6, "minibatch_size": 6, "advantage": "group", "value_coeff": 0.0}
+    learner = learner_of(t5_folder, group_baseline="leave_one_out", **same)
+    with torch.no_grad():  # away from the reference, so that there is a KL
+        for parameter in learner.networks.policy.model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    episodes = episodes_of(policy_of(t5_folder, config_of()), 6)
+    rewards = torch.tensor([1.0, 2.0, 6.0, -1.0, 0.0, 4.0])
+    rollout = learner.estimate(episodes, rewards, 0.5, [0, 0, 0, 1, 1, 1])
+    assert rollout.log_ratio.abs().sum(1).min() > 1e-3
+    assert max(len(episode.response) for episode in episodes) <= RESPONSE + 1
+    earned = (rewards - 0.5 * rollout.log_ratio.sum(1)).tolist()
+    by_hand = [
+        earned[i] - sum(earned[j] for j in group if j != i) / 2 for group in ((0, 1, 2), (3, 4, 5)) for i in group
+    ]
+    for row, (episode, expected) in enumerate(zip(episodes, by_hand, strict=True)):
+        said = len(episode.response)
+        assert rollout.advantages[row, :said].tolist() == pytest.approx([expected] * said, abs=1e-5)
+        assert not rollout.advantages[row, said:].any()
+
+
+def test_leaving_one_out_of_groups_of_one_is_refused():
+    with pytest.raises(ConfigError, match="group_baseline 'leave_one_out' needs a group_size above 1, found 1"):
+        PPOTrainerConfig.parse({"group_baseline": "leave_one_out"}, "ppo")
 
 
 def test_spread_and_signal_leave_out_what_is_not_known():

@@ -1,4 +1,5 @@
-"""The GRPO trainer on tiny models: it learns, on either architecture; a bad grader ends it before anything moves."""
+"""The trainer by groups on tiny models: either algorithm learns, on either architecture; a bad grader ends it before
+anything moves."""
 
 import json
 import math
@@ -9,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf.data.store import write_dataset
+from rlhf.data.store import read_dataset, write_dataset
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, TrainingError
 from rlhf.grpo_trainer import GRPOTrainerConfig
 from rlhf.grpo_trainer.stage import run
+from rlhf.models.card import ModelCard
 from rlhf.models.policy import Policy
+from rlhf.models.scoring import RewardModel
 from rlhf.tracking import read_scalars
 from tests import training
 
@@ -22,6 +25,12 @@ TEMPLATE = Template(prompt_sequence_length=48, target_sequence_length=8)
 GRADERS = """
 def letters(completions, **columns):
     return [10.0 * text.count("o") / max(1, len(text)) for text in completions]
+
+calls = []
+
+def letters_once(completions, **columns):
+    calls.append(1)
+    return letters(completions) if len(calls) == 1 else [1.0 for _ in completions]
 
 def same(completions, **columns):
     return [1.0 for _ in completions]
@@ -38,9 +47,11 @@ def nothing(completions, **columns):
 def nan(completions, **columns):
     return [float("nan") for _ in completions]
 
-def messages(prompts, completions, reference, **columns):
+def given(prompts, completions, reference, id, **columns):
     assert all(isinstance(text, str) for text in completions)
-    return [float(r == "r") + len(c) for c, r in zip(completions, reference)]
+    assert all(p.startswith("My brother") and p.endswith(f" {i}.\\nTL;DR:") for p, i in zip(prompts, id)), prompts
+    assert set(reference) == {"r"}
+    return [float(len(c)) for c in completions]
 """
 OUTPUTS = {"tuned_policy": "policy", "samples": "samples.jsonl", "report": "report.html", "tensorboard": "logs"}
 
@@ -96,10 +107,11 @@ def weights(policy: Policy) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in policy.model.parameters()])
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.parametrize("arch", ["llama", "t5"])
-def test_the_grade_rises_on_prompts_that_were_not_trained_on(arch, request, job):
+def test_the_grade_rises_on_prompts_that_were_not_trained_on(arch, algorithm, request, job):
     base = request.getfixturevalue(f"{arch}_folder")
-    metrics = job.run(base, train_steps=25, batch_size=32, group_size=8)
+    metrics = job.run(base, algorithm=algorithm, train_steps=25, batch_size=32, group_size=8)
     assert metrics["grade_after"] > metrics["grade_before"] + 0.5
     assert metrics["held_out_after"] > metrics["held_out_before"] + 0.3
     assert metrics["kl"] > 0
@@ -115,23 +127,53 @@ def test_the_grade_rises_on_prompts_that_were_not_trained_on(arch, request, job)
     assert {row["update"] for row in job.samples} == set(range(1, 26))
     page = (job.out / "report.html").read_text(encoding="utf-8")
     assert "Learned" in page or "Doubtful" in page
+    assert {"grpo": "group relative policy optimisation", "rloo": "a leave-one-out baseline"}[algorithm] in page
     assert job.policy.card.kind == "policy"
     assert job.policy.card.training["grade_after"] == metrics["grade_after"]
 
 
 @pytest.mark.parametrize("arch", ["llama", "t5"])
-def test_an_adapter_is_tuned_alone_and_saved_without_its_reference(arch, request, job):
+def test_rloo_minds_how_far_apart_grades_are_and_grpo_does_not(arch, request, job):
     base = request.getfixturevalue(f"{arch}_folder")
-    metrics = job.run(base, tuning="lora", lora={"rank": 4}, learning_rate=1e-2)
+    norms = {}
+    for algorithm in ("grpo", "rloo"):
+        for weight in (1.0, 10.0):
+            grader = {"function": f"{job.folder}/g.py:letters", "weight": weight}
+            how = {"kl_coeff": 0.0, "train_steps": 1, "held_out_prompts": 0}
+            job.run(base, grader, algorithm=algorithm, **how)
+            norms[algorithm, weight] = read_scalars(job.out / "logs")["grpo/gradient_norm"][-1][1]
+    assert norms["grpo", 10.0] == pytest.approx(norms["grpo", 1.0], rel=0.01)
+    assert norms["rloo", 10.0] == pytest.approx(10 * norms["rloo", 1.0], rel=0.01)
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_in_rloo_completions_of_one_grade_still_differ_by_their_kl(arch, request, job):
+    base = request.getfixturevalue(f"{arch}_folder")
+    norms = {}
+    for kl_coeff in (0.0, 5.0):
+        how = {"algorithm": "rloo", "train_steps": 2, "held_out_prompts": 0, "learning_rate": 1e-2}
+        job.run(base, "letters_once", kl_coeff=kl_coeff, **how)
+        norms[kl_coeff] = [norm for _, norm in read_scalars(job.out / "logs")["grpo/gradient_norm"]]
+    assert norms[0.0][0] == pytest.approx(norms[5.0][0], rel=1e-3), "where it starts there is no KL"
+    assert norms[0.0][1] == 0.0
+    assert norms[5.0][1] > 1e-3
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_an_adapter_is_tuned_alone_and_saved_without_its_reference(arch, algorithm, request, job):
+    base = request.getfixturevalue(f"{arch}_folder")
+    metrics = job.run(base, algorithm=algorithm, tuning="lora", lora={"rank": 4}, learning_rate=1e-2)
     saved = {path.name for path in (job.out / "policy").iterdir()}
     assert "adapter_model.safetensors" in saved
     assert "ref" not in saved
     assert metrics["kl"] > 0
     # And goes on: KL is from where it goes on, not from the base under it.
     first = job.out / "policy"
-    again = job.run(first, tuning="lora", out="again", learning_rate=1e-9, kl_coeff=0.1)
+    same = {"algorithm": algorithm, "learning_rate": 1e-9, "kl_coeff": 0.1}
+    again = job.run(first, tuning="lora", out="again", **same)
     assert abs(again["kl"]) < 1e-4
-    whole = job.run(first, out="whole", learning_rate=1e-9, kl_coeff=0.1)
+    whole = job.run(first, out="whole", **same)
     assert abs(whole["kl"]) < 1e-4
 
 
@@ -194,7 +236,30 @@ def test_groups_without_a_signal_are_counted_alarmed_and_move_nothing(llama_fold
 
 
 def test_the_grader_is_given_prompts_as_in_the_data_and_references(llama_folder, job):
-    assert math.isfinite(job.run(llama_folder, "messages", train_steps=1)["grade_after"])
+    rows, _, _ = read_dataset(job.prompts, "prompts")
+    instructed = Template(instruction="Sum up.", prompt_sequence_length=48, target_sequence_length=8)
+    job.prompts = job.folder / "instructed"
+    write_dataset(job.prompts, "prompts", rows, instructed)
+    assert math.isfinite(job.run(llama_folder, "given", train_steps=1)["grade_after"])
+
+
+def test_builtins_with_models_grade_a_run(llama_folder, bert_folder, job, prompts):
+    template = read_dataset(prompts, "prompts")[2]
+    torch.manual_seed(0)
+    judge = RewardModel.load(bert_folder, template)
+    judge.save(job.folder / "judge", ModelCard(kind="reward_model", base="tiny", template_digest=template.digest))
+    similar = {"builtin": "similarity", "options": {"model": str(bert_folder)}}
+    model = {"builtin": "reward_model", "options": {"model": f"{job.folder}/judge"}, "weight": 3.0}
+    metrics = job.run(llama_folder, {"sum": [similar, model]}, train_steps=2, held_out_prompts=0)
+    assert metrics["bad_grades"] == 0
+    logs = read_scalars(job.out / "logs")
+    texts = {row["id"]: row["prompt"] for row in read_dataset(prompts, "prompts")[0]}
+    first = [row for row in job.samples if row["update"] == 1]
+    scores = judge.score([texts[row["id"]] for row in first], [row["completion"] for row in first])
+    assert logs["grpo/grade/reward_model"][0][1] == pytest.approx(sum(scores) / len(scores), abs=1e-4)
+    similarities = [row["score"] - 3 * score for row, score in zip(first, scores, strict=True)]
+    assert all(-1e-4 <= each <= 1 + 1e-4 for each in similarities)
+    assert logs["grpo/grade/similarity"][0][1] == pytest.approx(sum(similarities) / len(similarities), abs=1e-4)
 
 
 def test_parts_of_a_sum_are_logged_by_themselves_and_a_cut_end_costs(llama_folder, job):
@@ -210,6 +275,7 @@ def test_parts_of_a_sum_are_logged_by_themselves_and_a_cut_end_costs(llama_folde
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"algorithm": "ppo"}, "grpo.algorithm: found 'ppo', expected 'grpo' or 'rloo'"),
         ({"batch_size": 10}, r"group_size \(4\) must divide batch_size \(10\)"),
         ({"microbatch_size": 5}, "microbatch_size: found 5, expected a divisor of the 16 completions"),
         ({"grader": {"function": "nowhere.py"}}, "there is no file"),
@@ -224,11 +290,14 @@ def test_options_that_do_not_fit_are_refused(options, expected, llama_folder, jo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.parametrize("arch", ["llama", "t5"])
-def test_a_run_that_was_killed_and_stopped_ends_with_the_very_same_weights(arch, request, job, prompts, tmp_path):
+def test_a_run_that_was_killed_and_stopped_ends_with_the_very_same_weights(
+    arch, algorithm, request, job, prompts, tmp_path
+):
     base = request.getfixturevalue(f"{arch}_folder")
     inputs = {"prompts": str(prompts), "policy": str(base)}
-    options = job.options("letters", train_steps=20, eval_every=7)
+    options = job.options("letters", algorithm=algorithm, train_steps=20, eval_every=7)
     whole = training.write_job(tmp_path / "whole.yaml", inputs, tmp_path / "whole", OUTPUTS, options)
     training.finish(training.start("grpo_trainer", whole))
     kept = tmp_path / "checkpoints"
@@ -243,11 +312,12 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_very_same_weights(arch,
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(llama_folder, job, prompts, tmp_path):
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_two_processes_learn_what_one_does(algorithm, llama_folder, job, prompts, tmp_path):
     inputs = {"prompts": str(prompts), "policy": str(llama_folder)}
     for count in (1, 2):
         out = tmp_path / str(count)
-        options = job.options("letters", learning_rate=1e-4)
+        options = job.options("letters", algorithm=algorithm, learning_rate=1e-4)
         file = training.write_job(tmp_path / f"{count}.yaml", inputs, out, OUTPUTS, options)
         training.finish(training.start("grpo_trainer", file, processes=count))
     curves = [read_scalars(tmp_path / str(count) / "logs") for count in (1, 2)]

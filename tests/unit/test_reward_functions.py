@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from zlib import crc32
 
 import psutil
 import pytest
@@ -127,8 +128,13 @@ def test_what_a_function_prints_reaches_the_log_and_disturbs_nothing(reward, cap
 
 def test_any_text_reaches_the_function_as_it_is(reward):
     texts = ["two\nlines", "\u2028 é 🙂 \x00", "\ud800", "x" * 3_000_000, ""]
-    function = reward("def fn(completions, reference, **_): return [a == b for a, b in zip(completions, reference)]\n")
-    assert grade(function, texts, reference=texts) == [1.0] * 5
+    function = reward(
+        "from zlib import crc32\n"
+        "def fn(completions, reference, **_):\n"
+        "    assert completions == reference\n"
+        "    return [crc32(text.encode('utf-8', 'surrogatepass')) for text in completions]\n"
+    )
+    assert grade(function, texts, reference=texts) == [crc32(text.encode("utf-8", "surrogatepass")) for text in texts]
 
 
 def test_a_file_can_import_its_neighbours_and_be_called_as_a_library_is(tmp_path):
@@ -212,11 +218,13 @@ def test_a_file_that_ends_its_process_when_loaded_is_refused(reward):
     assert "its process ended (exit status 3) during loading" in refused(reward, "import os\nos._exit(3)\n")
 
 
-def test_a_file_that_never_gets_loaded_is_refused_and_its_process_ended(reward, monkeypatch):
+def test_a_file_that_never_gets_loaded_is_refused_and_its_process_ended(reward, tmp_path, monkeypatch):
     monkeypatch.setattr(functions, "LOAD_SECONDS", 1.0)
+    monkeypatch.setattr(functions.tempfile, "tempdir", str(tmp_path))
     started = children()
     assert "loading took more than 1 s, so its process was ended" in refused(reward, "while True: pass\n")
     assert children() == started
+    assert not list(tmp_path.glob("grader-*")), "nothing of it is left"
 
 
 # What ends training
