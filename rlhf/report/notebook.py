@@ -63,17 +63,17 @@ class Frame:
 
     page: str
     alt: str
-    height: int = 640
+    height: int = 720
     """In pixels."""
 
     @classmethod
-    def of(cls, path: str | Path, alt: str, section: str = "") -> Self:
+    def of(cls, path: str | Path, alt: str, section: str = "", height: int = 720) -> Self:
         """A page that was written to a file, or one section of it, by its id."""
         page = Path(path).read_text(encoding="utf-8")
         if section:
             others = f"header, footer, section:not(#{section}) {{ display: none }}"
             page = page.replace("</head>", f"<style>{others}</style></head>", 1)
-        return cls(page, alt)
+        return cls(page, alt, height)
 
     def _repr_mimebundle_(self, **_: Any) -> Bundle:
         frame = (
@@ -91,7 +91,7 @@ def standalone(svg: str) -> str:
     if "<style" in svg:
         return svg
     head, title, drawing = svg.partition("</title>")
-    return head.replace("<svg ", '<svg class="standalone" ', 1) + title + render("standalone.html.j2") + drawing
+    return head.replace("<svg ", '<svg class="standalone" ', 1) + title + str(render("standalone.html.j2")) + drawing
 
 
 def _cell(value: Any) -> str:
