@@ -15,7 +15,7 @@ from rlhf.report.page import number, render, visible
 
 # In a table's cell these would end it, or be taken for layout; by entities, for not all Markdown takes a backslash
 # before each. An underscore within a word is none.
-_SPECIAL = re.compile(r"[\\`*{}\[\]<>#|~&]|(?<!\w)_|_(?!\w)")
+_SPECIAL = re.compile(r"[\\`*\[\]<>#|~&]|(?<!\w)_|_(?!\w)")
 
 Bundle = dict[str, str]
 
