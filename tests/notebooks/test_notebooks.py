@@ -153,8 +153,11 @@ def test_the_second_notebook_compiles_for_both_clusters(tuned):
     for platform in ("kubeflow", "vertex"):
         path = f"out/compiled/{platform}/rlhf.yaml"
         assert path in ran.printed("compile-it")
-        spec, *_ = yaml.safe_load_all((folder / path).read_text())
-        images = [e["container"]["image"] for e in spec["deploymentSpec"]["executors"].values() if "container" in e]
+        text = (folder / path).read_text()
+        spec, *_ = yaml.safe_load_all(text)
+        assert spec["pipelineInfo"]["name"] == "rlhf"
+        images = set(re.findall(r"[\w.]+/rlhf-[a-z-]+@\w+:\w+", text))
+        assert len(images) == 7, "those of the stages of this pipeline, which has no grpo_trainer"
         assert all(re.fullmatch(r"registry\.invalid/rlhf-[a-z-]+@sha256:0{64}", image) for image in images)
     assert ["kubeflow-l4", "ppo_trainer", "1 x NVIDIA_L4"] in [row[:3] for row in ran.table("show-profiles")]
 
