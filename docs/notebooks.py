@@ -56,7 +56,7 @@ This page is the notebook [notebooks/{name}.ipynb](../../notebooks/{name}.ipynb)
 
 _PROGRESS = re.compile(r"^ *\[\w+\] .*\d s left\n", re.MULTILINE)
 _TOOK = re.compile(r"(finished) in [\d.]+ s$", re.MULTILINE)
-_RUN = re.compile(r"(?<=/)rlhf(-\d+){7}(?=[/\n])")
+_RUN = re.compile(r"(?<=/)rlhf(-\d+){7}\b")
 _BLANK = re.compile(r"(^```.*?^```$)|\n{3,}", re.DOTALL | re.MULTILINE)  # outside of blocks
 _FRAME = re.compile(r'<iframe [^>]*height="(\d+)"[^>]*srcdoc="([^"]*)"')
 

@@ -64,27 +64,26 @@ def test_the_first_notebook_finds_what_was_planted_in_the_demo_s_data(tmp_path):
 
 def test_the_first_notebook_reads_rows_of_one_s_own_in_another_shape(tmp_path):
     rows = [
-        {
-            "prompt": f"Question {i}: what is {i} and {i}?",
-            "chosen": f"it is {2 * i}, to be sure",
-            "rejected": "who knows",
-        }
+        {"prompt": f"What is {i} and {i}?", "chosen": f"it is {2 * i}, to be sure", "rejected": "who knows"}
         for i in range(195)
     ]
     rows += [*rows[:3], {"prompt": "one", "chosen": "", "rejected": "x"}, {"prompt": "two", "chosen": "y"}]
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    ran = Ran("1_explore_data", tmp_path, PREFERENCES="mine.jsonl", OUT="out")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model" / "model.safetensors").touch()
+    ran = Ran("1_explore_data", tmp_path, PREFERENCES="mine.jsonl", MODEL="model", OUT="out")
+    assert not (tmp_path / "out" / "demo").exists(), "nothing of the demo's is made"
     shapes = ran.table("show-shapes")
-    assert [row[:3] for row in shapes] == [
-        [name, "TRL / CarperAI", "mine.jsonl"] for name in ("preference_dataset", "prompt_dataset")
-    ]
+    assert [row[:2] for row in shapes] == [[f"{name}_dataset", "TRL / CarperAI"] for name in ("preference", "prompt")]
+    assert all(row[2].endswith("/mine.jsonl") for row in shapes)
     assert shapes[0][3:] == ["200", "198", "2"]
     assert {row[0] for row in ran.table("show-aside")} >= {"blank_candidate", "missing_field"}
     assert ["duplicates", "preferences", "3 of 198 pairs repeat another one; they are kept."] in ran.table(
         "show-duplicates"
     )
     (said,) = ran.shown("show-biases", "text/plain")
-    assert "the longer of the two, 100 %" in said
+    assert "the longer of the two, 100\N{NO-BREAK SPACE}%" in said
     assert "the first of the two" not in said, "the shape does not tell which candidate came first"
     assert "length_bias" in {row[1] for row in ran.table("show-findings") if row[0] == "warning"}
     assert ran.table("show-planted") == []
