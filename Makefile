@@ -41,7 +41,7 @@ SUBMIT_OPTIONS_kubeflow = host=HOST namespace=NAMESPACE experiment=EXPERIMENT to
 SUBMIT_OPTIONS_vertex = project=PROJECT location=LOCATION encryption-key=CMEK network=NETWORK api-endpoint=API_ENDPOINT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-rft test lint build push compile plan run submit readme docs release sbom audit licences lock clean bench-validation bench-reward bench-ppo bench-inference
+.PHONY: help setup demo demo-rft test lint build push compile plan run submit readme docs notebooks release sbom audit licences lock clean bench-validation bench-reward bench-ppo bench-inference
 
 help: ## List what make can do
 	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -125,6 +125,9 @@ docs: setup ## Write again what docs/ has from the code, then build the site int
 	@mkdir -p build; for page in parameters data platforms commands errors; do \
 		$(BIN)/python -m docs.$$page > build/$$page.md && mv build/$$page.md docs/$$page.md || exit 1; done
 	@$(BIN)/python -m docs.site
+
+notebooks: setup ## Run the notebooks (minutes) and write them with what they show into docs/notebooks/; needs chromium
+	@$(BIN)/python -m docs.notebooks
 
 release: setup ## Check version and changelog, and write what a release publishes into build/release: REGISTRY= TAG= as pushed
 	@$(BIN)/python -m pipelines.release --registry "$(REGISTRY)" --tag "$(TAG)"

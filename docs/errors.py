@@ -39,7 +39,7 @@ AREAS = {
 FOR_USERS = {
     *("ConfigError", "DataError", "ModelError", "TrainingError", "Stopped", "ParameterError", "ProfileError"),
     *("ImageError", "EngineError", "SubmitError", "Unreachable", "ServingError", "RegistryError", "UploadError"),
-    *("Unusable", "ReleaseError", "error", "_error", "_ended", "kind"),
+    *("Unusable", "NoRun", "ReleaseError", "error", "_error", "_ended", "kind"),
 }
 GAP = "…"
 

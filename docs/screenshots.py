@@ -19,8 +19,11 @@ PICTURES = {
 }
 
 
-def shoot(report: str, left_out: str, picture: Path) -> None:
+def shoot(report: str, left_out: str, picture: Path, tallest: int = TALLER_THAN_ANY) -> None:
     """Render a page without what the selector `left_out` names, cut off below the last thing on it.
+
+    Args:
+        tallest: Pixels at which it is cut off in any case.
 
     Raises:
         subprocess.CalledProcessError: The browser failed. `CHROMIUM` names another than `chromium`.
@@ -44,7 +47,7 @@ def shoot(report: str, left_out: str, picture: Path) -> None:
     image = Image.open(picture).convert("RGB")
     paper = Image.new("RGB", image.size, image.getpixel((0, 0)))
     bottom = ImageChops.difference(image, paper).getbbox()[3]
-    image.crop((0, 0, WIDTH, min(bottom + MARGIN, image.height))).quantize(256).save(picture, optimize=True)
+    image.crop((0, 0, WIDTH, min(bottom + MARGIN, tallest))).quantize(256).save(picture, optimize=True)
 
 
 if __name__ == "__main__":

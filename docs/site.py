@@ -33,7 +33,7 @@ PLACES = {
 LINK = re.compile(r"(\]\()([^)\s]+)(?=\))")
 # Blocks of code, in which nothing is a link.
 FENCED = re.compile(r"^(```|~~~).*?^\1$", re.DOTALL | re.MULTILINE)
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".toml": "toml"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".ipynb": "json", ".toml": "toml"}
 
 
 def lay_out(pages: Path) -> None:

@@ -7,6 +7,7 @@ goes to `<root>/run.log`; a person is shown which stage runs, the lines it says 
 import builtins
 import contextlib
 import io
+import json
 import os
 import re
 import signal
@@ -43,6 +44,10 @@ class StageFailed(Exception):
     """A stage failed; the message is its own one line, or the end of its output where it left none."""
 
 
+class NoRun(Exception):
+    """There is no finished run where one was looked for; the message is one line."""
+
+
 def run(
     pipeline: BaseComponent,
     arguments: dict[str, Any],
@@ -67,6 +72,31 @@ def run(
     root = Path(root)
     with _aloud(runner):
         return _run(pipeline, arguments, root, runner or local.SubprocessRunner(use_venv=False))
+
+
+def newest(root: str | Path) -> Path:
+    """The folder of the newest run that is whole under a `root` of `run`: it has `<task>/<output>` of every task.
+
+    Raises:
+        NoRun: There is none.
+    """
+    reports = sorted(Path(root).glob("*/evaluator/executor_output.json"), key=lambda path: path.stat().st_mtime)
+    if not reports:
+        raise NoRun(
+            f"{root}: found no finished run in it (*/evaluator/executor_output.json), expected the folder that a run "
+            "on this machine wrote to, such as OUT of `make run`, or build/demo/run; or the run failed: see run.log"
+        )
+    return reports[-1].parents[1]
+
+
+def metrics_of(task: str | Path) -> dict[str, float]:
+    """What a task of a run measured.
+
+    Args:
+        task: Its folder in `newest`.
+    """
+    written = json.loads(Path(task, "executor_output.json").read_text(encoding="utf-8"))
+    return written["artifacts"]["metrics"]["artifacts"][0]["metadata"]
 
 
 def _run(pipeline: BaseComponent, arguments: dict[str, Any], root: Path, runner: Any) -> dict[str, Any]:

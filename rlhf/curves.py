@@ -15,6 +15,7 @@ from markupsafe import Markup
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError
 from rlhf.report import figures
+from rlhf.report.notebook import Picture
 from rlhf.report.page import Page, Section, figure, figures_row, fold, number, paragraph, table, write_page
 from rlhf.tracking import find_logs, read_scalars
 
@@ -22,6 +23,7 @@ MOST_RUNS = 5  # that a figure has colours for
 MOST_POINTS = 1000  # of a curve; more are averaged, for no screen shows them apart
 LEGEND_LETTERS = 60  # that fit in a line under a figure
 FAR_APART = 5  # times as many steps: runs are then laid over each other by their share of the way
+STEP, SHARE_OF_STEPS = "step", "% of the run's steps"
 OTHER_SCALE = 100  # times as large: curves are then drawn apart, for one would be flat beside the other
 
 Points = list[tuple[float, float]]
@@ -39,6 +41,10 @@ _MEANINGS = {  # tag: title, what is on the y axis
     "kl_loss": ("KL loss", "KL coefficient × nats"),
     "rl_loss": ("RL loss", "as logged"),
     "learning_rate": ("Learning rate", "as logged"),
+    "sft/loss": ("SFT: loss", "nats per token"),
+    "sft/eval_loss": ("SFT: loss on held-out rows", "nats per token"),
+    "reward_model/eval_accuracy": ("Reward model: accuracy on held-out pairs", "share of pairs ranked right"),
+    "ppo/kl": ("PPO: KL from the model before", "nats per completion"),
 }
 _SAYS_NOTHING = {"tensorboard", "logs", "tensorboard_logs"}  # of a folder's name
 
@@ -82,15 +88,20 @@ def write_curves(runs: Sequence[str], out: str | Path) -> None:
         raise ConfigError(f"--out {str(out)!r}: cannot be written ({error.strerror})") from error
 
 
-def read_runs(runs: Sequence[str]) -> list[Curves]:
-    """Read what `write_curves` draws; raises what that does."""
+def read_runs(runs: Sequence[str], names: Sequence[str] | None = None) -> list[Curves]:
+    """Read what `write_curves` draws; raises what that does.
+
+    Args:
+        runs: As of `write_curves`.
+        names: What each run is called; None: by the ends of their paths.
+    """
     if not 1 <= len(runs) <= MOST_RUNS:
         raise ConfigError(
             f"runs: found {len(runs)}, expected 1 to {MOST_RUNS}, for more cannot be told apart in one figure"
         )
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        for index, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+        for index, (run, name) in enumerate(zip(runs, names or run_names(runs), strict=True)):
             path = _fetched(run, Path(folder, str(index)))
             parts = find_logs(path)
             read = [Curves(name, _part(part, path), _tidied(read_scalars(part))) for part in parts]
@@ -127,6 +138,18 @@ def curves_page(curves: Sequence[Curves]) -> Page:
         runs[0] if len(runs) == 1 else f"{len(runs)} runs over each other: {', '.join(runs)}",
         sections,
     )
+
+
+def pictures(curves: Sequence[Curves], tags: Sequence[str]) -> list[Picture]:
+    """The page's figures of some tags, in this order, for a notebook; a tag that no run logged has none."""
+    found: dict[str, list[Picture]] = {tag: [] for tag in tags}
+    for shown in _by_stage(curves).values():
+        shown, x_label = _along(shown)
+        for tag in tags:
+            series = {label: logged.get(tag, []) for label, logged in shown.items()}
+            if any(series.values()):
+                found[tag] += _drawn(tag, series, x_label)
+    return [picture for drawn in found.values() for picture in drawn]
 
 
 def _places(run: str) -> tuple[str, ...]:
@@ -260,18 +283,28 @@ def _runs(curves: Sequence[Curves]) -> Markup:
     return table(["run", "part", "stage", "curves", "last step"], rows)
 
 
+def _along(shown: Mapping[str, Mapping[str, Points]]) -> tuple[Mapping[str, Mapping[str, Points]], str]:
+    """Curves by step, or by each run's share of the way where they took very different numbers of steps; and which."""
+    ends = _ends_of(shown)
+    if min(ends.values()) <= 0 or max(ends.values()) <= FAR_APART * min(ends.values()):
+        return shown, STEP
+    return {
+        label: {tag: [(100 * step / ends[label], value) for step, value in points] for tag, points in tags.items()}
+        for label, tags in shown.items()
+    }, SHARE_OF_STEPS
+
+
+def _ends_of(shown: Mapping[str, Mapping[str, Points]]) -> dict[str, float]:
+    return {label: max(points[-1][0] for points in tags.values()) for label, tags in shown.items()}
+
+
 def _figures(stage: str, shown: Mapping[str, Mapping[str, Points]]) -> Markup:
-    ends = {label: max(points[-1][0] for points in tags.values()) for label, tags in shown.items()}
-    shares = min(ends.values()) > 0 and max(ends.values()) > FAR_APART * min(ends.values())
     how = "Bold lines are running means over a tenth of the points, faint ones are what was logged."
-    if shares:
+    ends = _ends_of(shown)
+    shown, x_label = _along(shown)
+    if x_label == SHARE_OF_STEPS:
         steps = ", ".join(f"{label} {number(int(end))}" for label, end in ends.items())
         how += f" These runs took very different numbers of steps ({steps}), so each is drawn over its own way."
-        shown = {
-            label: {tag: [(100 * step / ends[label], value) for step, value in points] for tag, points in tags.items()}
-            for label, tags in shown.items()
-        }
-    x_label = "% of the run's steps" if shares else "step"
 
     order = [*(tag for tag in _MEANINGS), *sorted({tag for tags in shown.values() for tag in tags} - set(_MEANINGS))]
     common, alone = [], []
@@ -279,7 +312,8 @@ def _figures(stage: str, shown: Mapping[str, Mapping[str, Points]]) -> Markup:
         series = {label: tags.get(tag, []) for label, tags in shown.items()}
         having = sum(map(bool, series.values()))
         if having:
-            (common if having > 1 or len(shown) == 1 else alone).extend(_drawn(tag, series, x_label))
+            drawn = [figure(each.svg, each.alt, each.caption) for each in _drawn(tag, series, x_label)]
+            (common if having > 1 or len(shown) == 1 else alone).extend(drawn)
     body = [paragraph(how)]
     if common:
         body.append(figures_row(common))
@@ -290,20 +324,20 @@ def _figures(stage: str, shown: Mapping[str, Mapping[str, Points]]) -> Markup:
     return Markup("").join(body)
 
 
-def _drawn(tag: str, series: Mapping[str, Points], x_label: str) -> list[Markup]:
+def _drawn(tag: str, series: Mapping[str, Points], x_label: str) -> list[Picture]:
     """One figure, or one a run where the scales are too different for one."""
     sizes = {label: _size(points) for label, points in series.items() if points}
     known = [size for size in sizes.values() if size]
     if known and max(known) > OTHER_SCALE * min(known):
         why = " Drawn apart: the runs' values are of very different size."
         return [
-            _figure(tag, {other: points if other == label else [] for other, points in series.items()}, x_label, why)
+            _picture(tag, {other: points if other == label else [] for other, points in series.items()}, x_label, why)
             for label in sizes
         ]
-    return [_figure(tag, series, x_label)]
+    return [_picture(tag, series, x_label)]
 
 
-def _figure(tag: str, series: Mapping[str, Points], x_label: str, why: str = "") -> Markup:
+def _picture(tag: str, series: Mapping[str, Points], x_label: str, why: str = "") -> Picture:
     title, y_label = _MEANINGS.get(tag, (tag, "as logged"))
     present = {label: points for label, points in series.items() if points}
     said = "; ".join(
@@ -315,7 +349,7 @@ def _figure(tag: str, series: Mapping[str, Points], x_label: str, why: str = "")
     # begin with an underscore out of legends.
     named = {label: f"run {label}" if label.startswith("_") else label for label in series}
     drawn = {named[label] if points else f"_{label}": points for label, points in series.items()}
-    return figure(
+    return Picture(
         figures.lines(title, drawn, x_label, y_label),
         alt=f"{title} by {x_label}: {said}.",
         caption=f"{tag}: {said}.{why}",

@@ -2,6 +2,7 @@
 
 import builtins
 import io
+import json
 import os
 import re
 import signal
@@ -203,3 +204,31 @@ def test_the_terminals_variable_is_the_one_that_stages_read():
     from rlhf.progress import TERMINAL_VARIABLE
 
     assert local.TERMINAL_VARIABLE == TERMINAL_VARIABLE
+
+
+def finished(run: Path, promote: float) -> Path:
+    """A run's folder, as kfp.local leaves it."""
+    metrics = {"artifacts": [{"name": "metrics", "uri": "x", "metadata": {"promote": promote}}]}
+    (run / "evaluator").mkdir(parents=True)
+    (run / "evaluator" / "executor_output.json").write_text(json.dumps({"artifacts": {"metrics": metrics}}))
+    return run
+
+
+def test_the_newest_run_is_the_last_that_came_to_its_end(tmp_path):
+    second, first = finished(tmp_path / "rlhf-1", 1.0), finished(tmp_path / "rlhf-2", 0.0)
+    os.utime(first / "evaluator" / "executor_output.json", (0, 0))
+    (tmp_path / "rlhf-3" / "reward-trainer").mkdir(parents=True)
+    assert local.newest(tmp_path) == second
+    assert local.metrics_of(local.newest(tmp_path) / "evaluator") == {"promote": 1.0}
+
+
+def test_where_no_run_came_to_its_end_it_says_what_was_expected(tmp_path):
+    (tmp_path / "rlhf-3" / "reward-trainer").mkdir(parents=True)
+    with pytest.raises(local.NoRun, match=f"^{tmp_path}: found no finished run in it .* expected the folder"):
+        local.newest(tmp_path)
+
+
+def test_kfp_local_leaves_metrics_where_they_are_read(tmp_path):
+    run("", tmp_path)
+    (task,) = {path.parent for path in tmp_path.glob("*/first/executor_output.json")}
+    assert local.metrics_of(task) == {"loss": 0.25}
