@@ -21,7 +21,7 @@ DOCKER = "#!/bin/sh\ntest -e {folder}/answers\n"
 @pytest.mark.parametrize(("ci", "outcome"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
 def test_what_a_machine_lacks_skips_a_test_and_on_ci_fails_it(ci, outcome, monkeypatch):
     monkeypatch.setenv("CI", ci)
-    with pytest.raises((pytest.skip.Exception, pytest.fail.Exception), match="^no Chromium") as raised:
+    with pytest.raises((pytest.skip.Exception, pytest.fail.Exception), match=r"^no Chromium") as raised:
         lacking("no Chromium")
     assert raised.type is outcome
 

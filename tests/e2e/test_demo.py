@@ -20,6 +20,8 @@ from tests.demo import assert_better_by_gold, run
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = REPOSITORY / "examples" / "demo" / "llama.yaml"
+# What two updates of PPO, and a few steps of the others, read.
+FEW_ROWS = {"preference_dataset": 1000, "prompt_dataset": 256, "eval_dataset": 64, "demonstration_dataset": 320}
 # Everything is installed, trained and evaluated in here, on a core that may be slow.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -134,7 +136,7 @@ def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(l
 
 
 def test_the_same_seed_gives_the_same_model_and_the_same_figures(llama_demo, tmp_path):
-    """The demo's pipeline twice with few steps: bit-identical weights, equal metrics, times apart.
+    """The demo's pipeline twice with few rows and steps: bit-identical weights, equal metrics, times apart.
 
     Under a rule that promotes any model, for both to be published.
     """
@@ -142,6 +144,10 @@ def test_the_same_seed_gives_the_same_model_and_the_same_figures(llama_demo, tmp
     values["sft"] = values["sft"] | {"train_steps": 8}
     values["evaluation"] = values["evaluation"] | {"min_win_rate": 0, "kl_limit": 1000, "max_ended_drop": 1}
     values["publish_to"] = str(tmp_path / "published")
+    for name, rows in FEW_ROWS.items():
+        lines = (llama_demo / values[name]).read_text(encoding="utf-8").splitlines(keepends=True)
+        values[name] = str(tmp_path / f"{name}.jsonl")
+        Path(values[name]).write_text("".join(lines[:rows]), encoding="utf-8")
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(values))
     for out in ("first", "again"):
         screen = run(llama_demo, "pipelines.run", "--params", str(tmp_path / "few.yaml"), "--out", str(tmp_path / out))
