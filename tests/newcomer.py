@@ -103,7 +103,8 @@ def newcomer(base: str, folder: Path) -> Iterator[Newcomer]:
     with machine.wheels(port=0) as index:
         options = ["--detach", "--init", "--network", "host", "--cpuset-cpus", cores]
         options += ["--volume", f"{bundle}:/rlhf.bundle:ro"]
-        options += ["--env", f"PIP_EXTRA_INDEX_URL={index}"] if index else []
+        if index := index or os.environ.get("PIP_EXTRA_INDEX_URL"):  # as README.md says, for the CPU build of torch
+            options += ["--env", f"PIP_EXTRA_INDEX_URL={index}"]
         container = engine.run("run", *options, IMAGE, "sleep", "infinity").strip()
         try:
             engine.run("exec", container, "git", "clone", "--quiet", "/rlhf.bundle", CLONE)
