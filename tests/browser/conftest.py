@@ -4,7 +4,6 @@ import html
 import itertools
 import json
 import random
-import shutil
 import time
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from rlhf.report.browser import SCRIPT, Row, browser
 from rlhf.report.page import Page, Section, write_page
+from tests import chromium as browsers
 
 
 def row(number: int, **changes) -> Row:
@@ -44,22 +44,8 @@ def page_of(rows: list[Row], digest: str = "d", **options) -> Page:
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """A driver of Debian's Chromium; `downloads` is where its downloads go."""
-    program, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (program and driver):  # they are no Python packages, so that make setup cannot install them; CI does
-        pytest.skip("no Chromium with its driver: apt-get install chromium chromium-driver")
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    options = ChromeOptions()
-    options.binary_location = program
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1200,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = Chrome(options, ChromeService(driver))
-    chrome.downloads = tmp_path_factory.mktemp("downloads")
-    where = {"behavior": "allow", "downloadPath": str(chrome.downloads)}
-    chrome.execute_cdp_cmd("Browser.setDownloadBehavior", where)
-    yield chrome
-    chrome.quit()
+    with browsers.chromium(tmp_path_factory.mktemp("downloads")) as driver:
+        yield driver
 
 
 _digests = itertools.count()

@@ -1,18 +1,20 @@
 """A container engine, a base image and a registry on a machine that has none of them and reaches no registry."""
 
 import contextlib
+import fcntl
 import functools
 import http.server
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
+from tests.lacking import lacking
 
 BASE_IMAGE = "rlhf-test-base:bookworm"
 MIRROR = "http://deb.debian.org/debian"
@@ -25,38 +27,62 @@ def engine_answers() -> bool:
     return bool(shutil.which("docker")) and subprocess.run(["docker", "info"], capture_output=True).returncode == 0
 
 
+def can_start_engine() -> bool:
+    """Whether this user may start an engine, and has one."""
+    return os.getuid() == 0 and bool(shutil.which("dockerd") and shutil.which("docker"))
+
+
+@contextlib.contextmanager
+def locked(name: str, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold what the workers of a test run, each a process, share."""
+    with Path(tempfile.gettempdir(), f"rlhf-tests-{os.getuid()}-{name}.lock").open("w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
 @contextlib.contextmanager
 def engine() -> Iterator[None]:
-    """The engine that runs, or one of our own, which ends with the tests."""
-    if engine_answers():
-        yield
-        return
-    if os.getuid() != 0 or not shutil.which("dockerd") or not shutil.which("docker"):
-        pytest.skip("no container engine answers, and this user cannot start one: it takes root and Debian's docker.io")
-    daemon = subprocess.Popen(["dockerd"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    """The engine that runs, or one of our own, which ends when no worker uses it any more."""
+    daemon = None
+    with locked("engine-starts"):
+        if not engine_answers():
+            if not can_start_engine():
+                lacking("no container engine answers, and to start one takes root and Debian's docker.io")
+            daemon = subprocess.Popen(
+                ["dockerd"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            )
+            if not wait_for(engine_answers, daemon):
+                daemon.terminate()
+                lacking("dockerd did not come up on this machine")
+        in_use = contextlib.ExitStack()
+        in_use.enter_context(locked("engine-in-use", fcntl.LOCK_SH))
     try:
-        if not wait_for(engine_answers, daemon):
-            pytest.skip("dockerd did not come up on this machine")
         yield
     finally:
-        daemon.terminate()
-        daemon.wait(SECONDS_TO_START)
+        in_use.close()
+        if daemon:
+            with locked("engine-starts"), locked("engine-in-use"):
+                daemon.terminate()
+                daemon.wait(SECONDS_TO_START)
 
 
 def base_image(folder: Path) -> str:
     """An image with Python 3.11 and how this machine reaches packages: one that is named, or made by debootstrap."""
-    if named := os.environ.get("RLHF_TEST_BASE_IMAGE"):
-        return named
+    with locked("base-image"):
+        return os.environ.get("RLHF_TEST_BASE_IMAGE") or _own_base_image(folder)
+
+
+def _own_base_image(folder: Path) -> str:
     if subprocess.run(["docker", "image", "inspect", BASE_IMAGE], capture_output=True).returncode == 0:
         return BASE_IMAGE
     if os.getuid() != 0 or not shutil.which("debootstrap"):
-        pytest.skip("no base image: RLHF_TEST_BASE_IMAGE is not set, and making one takes root and debootstrap")
+        lacking("no base image: RLHF_TEST_BASE_IMAGE is not set, and making one takes root and debootstrap")
     root = folder / "base"
     packages = "--include=python3,python3-venv,python3-pip,ca-certificates"
     command = ["debootstrap", "--variant=minbase", packages, "bookworm", str(root), MIRROR]
     made = subprocess.run(command, capture_output=True, text=True)
     if made.returncode:
-        pytest.skip(f"debootstrap did not make a base image: {made.stdout[-200:]}")
+        lacking(f"debootstrap did not make a base image: {made.stdout[-200:]}")
     for unused in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"):
         shutil.rmtree(root / unused, ignore_errors=True)
     bundle = Path(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"))
@@ -70,8 +96,8 @@ def base_image(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def wheels() -> Iterator[str]:
-    """Address of a package index with this machine's folders of wheels, for the steps of a build."""
+def wheels(port: int = INDEX_PORT) -> Iterator[str]:
+    """Address of a package index with this machine's folders of wheels, for the steps of a build; port 0 is any."""
     folders = [Path(each) for each in os.environ.get("PIP_FIND_LINKS", "").split() if Path(each).is_dir()]
     if not folders:
         yield ""
@@ -87,9 +113,7 @@ def wheels() -> Iterator[str]:
             pass
 
     # Always the same address: it is an argument of the build, and another one would build the layers again.
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", INDEX_PORT), functools.partial(Index, directory=str(folders[0]))
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", port), functools.partial(Index, directory=str(folders[0])))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/"
@@ -102,7 +126,7 @@ def registry(folder: Path, users: Path | None = None) -> Iterator[str]:
     """A registry on loopback, "localhost:port"; with `users`, an htpasswd file, for those alone."""
     program = shutil.which("docker-registry") or shutil.which("registry")
     if program is None:
-        pytest.skip("no registry to push to: Debian's package is docker-registry")
+        lacking("no registry to push to: Debian's package is docker-registry")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,5 +1,6 @@
 """What needs no engine of building images: names, locks, and what people are told. With one: tests/containers."""
 
+import ast
 import json
 import os
 import re
@@ -249,3 +250,41 @@ def test_the_workflow_builds_tests_pushes_and_compiles_as_cloud_build_does():
     runs = "\n".join(step.get("run", "") for step in workflow["jobs"]["images"]["steps"])
     cloud = modules(json.dumps(yaml.safe_load((REPOSITORY / "cloudbuild.yaml").read_text())["steps"]))
     assert modules(runs) == list(dict.fromkeys(cloud))
+
+
+# Folders whose code no image holds, and what of kfp its client alone needs.
+NOT_IN_AN_IMAGE = re.compile(
+    r"(components|pipelines|containers|docs|benchmarks|docker|mkdocs|kfp_server_api|google_cloud_pipeline_components"
+    r"|google\.cloud\.aiplatform\w*|kfp(?!\.dsl\.executor_main))(\.|$)"
+)
+
+
+def imported(path: Path, root: Path) -> set[str]:
+    """Modules that a file imports, wherever in it, and those that its files of tests and examples import in turn."""
+    found: set[str] = set()
+    waiting, seen = [path], {path}
+    while waiting:
+        for node in ast.walk(ast.parse(waiting.pop().read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = {name.name for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names = {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+            else:
+                continue
+            found |= names
+            files = [
+                root / f"{name.replace('.', '/')}.py" for name in names if name.startswith(("tests.", "examples."))
+            ]
+            new = [file for file in files if file.is_file() and file not in seen]
+            waiting += new
+            seen |= {*new}
+    return found
+
+
+@pytest.mark.parametrize(
+    "path",
+    [REPOSITORY / "tests/conftest.py", *sorted((REPOSITORY / "tests/unit").rglob("*.py"))],
+    ids=lambda path: path.stem,
+)
+def test_what_is_run_in_an_image_imports_nothing_that_an_image_lacks(path):
+    assert [name for name in imported(path, REPOSITORY) if NOT_IN_AN_IMAGE.match(name)] == []

@@ -1,72 +1,99 @@
-"""The demo as a user runs it, and what it must reach."""
+"""A newcomer's first hour by the documents, on a clean machine, and what the demo that they run must reach."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from selenium.webdriver.support.ui import WebDriverWait
 from transformers import AutoModelForCausalLM
 
 from examples.demo import gold as gold_scores
 from examples.demo import posts
 from examples.demo.__main__ import UNLEASHED
 from pipelines import params
+from tests import newcomer
+from tests.chromium import chromium
+from tests.containers import machine
+from tests.demo import assert_better_by_gold, run
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = REPOSITORY / "examples" / "demo" / "llama.yaml"
-
-pytestmark = pytest.mark.slow
-
-
-def run(folder: Path, *command: str) -> str:
-    """Run a module of the repository in `folder`; returns what a person would see."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+# What two updates of PPO, and a few steps of the others, read.
+FEW_ROWS = {"preference_dataset": 1000, "prompt_dataset": 256, "eval_dataset": 64, "demonstration_dataset": 320}
+# Everything is installed, trained and evaluated in here, on a core that may be slow.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
-def llama_demo(tmp_path_factory) -> Path:
+def somebody(engine, base_image, tmp_path_factory):
+    """A newcomer, on a clean machine."""
+    with newcomer.newcomer(base_image, tmp_path_factory.mktemp("newcomer")) as somebody:
+        yield somebody
+
+
+@pytest.fixture(scope="module")
+def first_report(somebody, tmp_path_factory) -> Path:
+    """Folder of the demo that the newcomer ran, by the first command of the README."""
+    somebody.do(newcomer.steps("README.md")[0])
+    folder = tmp_path_factory.mktemp("first_report")
+    (folder / "screen.txt").write_text(somebody.screen, encoding="utf-8")
+    (folder / "seconds.txt").write_text(f"{somebody.seconds:.0f}")
+    somebody.fetch("build/demo", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def own_report(first_report, somebody, tmp_path_factory) -> Path:
+    """Folder of the run on 200 rows of their own, by the quickstart."""
+    before = somebody.seconds
+    for step in newcomer.steps("docs/quickstart.md", "2. Your own rows"):
+        somebody.do(step)
+    folder = tmp_path_factory.mktemp("own_report")
+    (folder / "seconds.txt").write_text(f"{somebody.seconds - before:.0f}")
+    somebody.fetch("mine.jsonl", folder)
+    somebody.fetch("build/my-run/report.html", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llama_demo(request, tmp_path_factory) -> Path:
+    """Folder of the demo: the newcomer's; where there can be no engine, one that is run here."""
+    if machine.engine_answers() or machine.can_start_engine():
+        return request.getfixturevalue("first_report")
     folder = tmp_path_factory.mktemp("llama_demo")
     (folder / "screen.txt").write_text(run(folder, "examples.demo", "--arch", "llama"))
     return folder
 
 
-@pytest.fixture(scope="module")
-def t5_demo(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("t5_demo")
-    (folder / "screen.txt").write_text(run(folder, "examples.demo", "--arch", "t5"))
-    return folder
+def test_the_quickstart_begins_with_the_first_command_of_the_readme():
+    assert newcomer.steps("docs/quickstart.md", "1. The demo") == newcomer.steps("README.md")[:1]
 
 
-@pytest.mark.parametrize("arch", ["llama", "t5"])
-def test_the_demo_makes_the_model_better_by_a_score_that_no_stage_saw(arch, request):
-    folder = request.getfixturevalue(f"{arch}_demo")
-    summary = json.loads((folder / "build/demo/summary.json").read_text())
-    reward_model, evaluation = summary["reward_model"], summary["evaluation"]
-    assert reward_model["accuracy_clean"] >= 0.84
-    assert reward_model["accuracy_clean"] - reward_model["accuracy_prompt_swapped"] > 0.10, "it reads the post"
-    assert reward_model["accuracy"] < reward_model["best_possible"] < 1
-    assert evaluation["gold_win_rate"] >= 0.80
-    assert evaluation["gold_win_rate_ci"][0] > 0.70
-    assert evaluation["gold_after"] > evaluation["gold_before"]
-    assert evaluation["rouge_l_after"] >= evaluation["rouge_l_before"] - 0.02
-    assert summary["ppo"]["kl"] > 0
-    assert not evaluation["over_optimised"]
-    assert summary["peak_rss_gb"] < 3
-    report = (folder / "build/demo/report.html").read_text()
-    for kind, rate in reward_model["one_fact"].items():
-        assert (f"does not see when the {kind} is wrong" in report) == (rate < 0.75)
-    assert "The reward model reads the post" in report
-    assert report.index('id="gold"') > report.index('id="side-by-side"'), "gold stands last"
-    assert "http://" not in report.replace("http://www.w3.org", "")
-    assert "https://" not in report
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    ("report", "path", "verdicts", "minutes"),
+    [
+        ("first_report", "build/demo/report.html", ("Promote", "Hold"), 12),
+        ("own_report", "build/my-run/report.html", ("Hold",), 10),
+    ],
+)
+def test_a_newcomer_comes_to_a_report_that_opens_by_what_the_documents_say(
+    report, path, verdicts, minutes, request, tmp_path
+):
+    folder = request.getfixturevalue(report)
+    if len(os.sched_getaffinity(0)) > 1:  # the documents' figures are of two cores
+        assert int((folder / "seconds.txt").read_text()) <= minutes * 60
+    with chromium(tmp_path) as browser:
+        browser.get((folder / path).as_uri())
+        WebDriverWait(browser, 120).until(lambda _: browser.find_elements("css selector", "#browser[data-ready]"))
+        assert browser.find_element("css selector", "#verdict .word").text in verdicts
+        assert browser.get_log("browser") == []
+
+
+def test_the_demo_makes_the_model_better_by_a_score_that_no_stage_saw(llama_demo):
+    assert_better_by_gold(llama_demo)
 
 
 def test_a_person_sees_stages_and_progress_and_no_pages_of_json(llama_demo):
@@ -109,7 +136,7 @@ def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(l
 
 
 def test_the_same_seed_gives_the_same_model_and_the_same_figures(llama_demo, tmp_path):
-    """The demo's pipeline twice with few steps: bit-identical weights, equal metrics, times apart.
+    """The demo's pipeline twice with few rows and steps: bit-identical weights, equal metrics, times apart.
 
     Under a rule that promotes any model, for both to be published.
     """
@@ -117,6 +144,10 @@ def test_the_same_seed_gives_the_same_model_and_the_same_figures(llama_demo, tmp
     values["sft"] = values["sft"] | {"train_steps": 8}
     values["evaluation"] = values["evaluation"] | {"min_win_rate": 0, "kl_limit": 1000, "max_ended_drop": 1}
     values["publish_to"] = str(tmp_path / "published")
+    for name, rows in FEW_ROWS.items():
+        lines = (llama_demo / values[name]).read_text(encoding="utf-8").splitlines(keepends=True)
+        values[name] = str(tmp_path / f"{name}.jsonl")
+        Path(values[name]).write_text("".join(lines[:rows]), encoding="utf-8")
     (tmp_path / "few.yaml").write_text(yaml.safe_dump(values))
     for out in ("first", "again"):
         screen = run(llama_demo, "pipelines.run", "--params", str(tmp_path / "few.yaml"), "--out", str(tmp_path / out))

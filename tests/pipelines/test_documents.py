@@ -95,6 +95,9 @@ def test_every_command_is_one_that_make_and_the_programs_take(block):
             commands.parsed(f"rlhf {words[1]}", words[2:])
         elif program == "python" and words[1] == "-m":
             takes(words[2], words[3:])
+        elif program == "python":
+            saved = [each.text.partition("\n")[0] for each in blocks_of(block.document) if each.language == "python"]
+            assert f"# {words[1]}" in saved, f"no block of this page is named {words[1]} in its first line"
         elif program != "export":
             assert block.mark, f"{program}: no program of ours, so say above the block why it cannot run here"
 

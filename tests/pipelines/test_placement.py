@@ -13,6 +13,8 @@ from kfp.pipeline_spec.pipeline_spec_pb2 import PipelineSpec
 from pipelines import PIPELINES
 from pipelines.compile import compile_pipelines
 from pipelines.placement.cluster import FOLDER, ProfileError, load_profile, names
+from pipelines.placement.vertex import SECRETS_VARIABLE
+from rlhf import secrets
 from tests.pipelines.placed import IMAGES, TABLE, compiled, documents, rows
 
 SHIPPED = [
@@ -344,3 +346,7 @@ def test_a_wrong_cluster_or_project_is_refused_in_one_line(tmp_path, name, part,
         load_profile(path)
     assert "\n" not in str(error.value)
     assert "hf_abc" not in str(error.value)
+
+
+def test_the_platform_and_the_stage_call_the_variable_the_same():
+    assert secrets.VARIABLE == SECRETS_VARIABLE

@@ -1,7 +1,6 @@
 """A published model served by KServe and entered in the Model Registry, request by request, on loopback."""
 
 import itertools
-import json
 
 import pytest
 
@@ -262,22 +261,3 @@ def test_a_registry_that_refuses_says_why_in_a_line(registry, status, said):
 def test_a_registry_that_is_not_there_is_said(registry):
     with pytest.raises(RegistryError, match=r"does not answer .* kubernetes\.model_registry\.url"):
         register(RegistryConfig(url="http://127.0.0.1:9"), "m", "s3://b/m", "abc", {})
-
-
-def test_the_component_logs_what_it_did_and_says_what_went_wrong(cluster, capsys):
-    from types import SimpleNamespace
-
-    from components.publisher.kserve import kserve as component
-    from components.publisher.kserve import kserve_check
-
-    metrics = SimpleNamespace(log_metric=lambda name, value: logged.__setitem__(name, value))
-    logged: dict[str, float] = {}
-    given = {"published": SimpleNamespace(metadata=PUBLISHED), "metrics": metrics, "publish_to": "gs://b/m"}
-    # KFP carries numbers of a struct as floats.
-    struct = json.loads(json.dumps({"count": 1.0, "wait_minutes": 5.0}))
-    assert component.python_func(**given, deploy=True, service=struct) == "http://mine.example"
-    assert logged["deployed"] == 1
-    cluster.kserve = False
-    with pytest.raises(SystemExit):
-        kserve_check.python_func(service=struct)
-    assert "[kserve] error: this cluster has no KServe" in capsys.readouterr().out

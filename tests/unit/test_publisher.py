@@ -4,7 +4,6 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,34 +192,6 @@ def test_text_of_users_is_text_in_the_card(llama_folder, tmp_path):
     assert INSTRUCTION.splitlines()[0] in text
     assert "<b>" not in re.sub(r"\n```python\n.*?\n```\n", "", text, flags=re.DOTALL)
     assert text.count("\n```\n") == 1, "an instruction's own fence does not end the code"
-
-
-def test_the_artifact_tells_a_platform_what_it_needs(llama_folder, tmp_path):
-    pytest.importorskip("kfp.pipeline_spec", reason="the images have of kfp only what runs a component")
-    from components.publisher.component import publisher
-
-    model = tune(llama_folder, tmp_path / "model")
-    write_dataset(tmp_path / "evaluation", "prompts", [{"id": "1", "prompt": "a"}], template_of())
-    logged = {}
-    artifacts = {
-        name: SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("model", "evaluation", "published")
-    }
-    name = publisher.python_func(
-        **artifacts,
-        figures=SimpleNamespace(metadata=FIGURES | {"state": "LIVE"}),
-        metrics=SimpleNamespace(log_metric=logged.__setitem__),
-        publish_to=str(tmp_path / "served"),
-        model_display_name="mine",
-    )
-    assert name == "mine", "what the steps after it call the model"
-    metadata = artifacts["published"].metadata
-    assert metadata["display_name"] == "mine"
-    assert metadata["published_to"] == str(tmp_path / "served")
-    assert (metadata["framework"], metadata["architecture"]) == ("transformers", "LlamaForCausalLM")
-    assert (metadata["promote"], metadata["win_rate_controlled_low"], metadata["kl"]) == (1.0, 0.55, 3.21)
-    assert metadata["base"] == ModelCard.load(model).base
-    assert "rouge_l_after" not in metadata
-    assert {"bytes", "files", "files_copied", "seconds"} <= set(logged)
 
 
 def test_a_task_that_is_started_again_publishes_once(policy_folder, tmp_path):

@@ -132,9 +132,3 @@ def test_the_stage_ends_with_the_line_before_it_does_anything(manager, monkeypat
     started, error = capsys.readouterr().out.splitlines()
     assert started == "[sft_trainer] started"
     assert error.startswith("[sft_trainer] error: secrets.HF_TOKEN: there is no projects/my-project")
-
-
-def test_the_platform_and_the_stage_call_the_variable_the_same():
-    from pipelines.placement.vertex import SECRETS_VARIABLE
-
-    assert secrets.VARIABLE == SECRETS_VARIABLE
