@@ -275,7 +275,7 @@ def test_parts_of_a_sum_are_logged_by_themselves_and_a_cut_end_costs(llama_folde
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"algorithm": "ppo"}, "grpo.algorithm: found 'ppo', expected 'grpo' or 'rloo'"),
+        ({"algorithm": "ppo"}, "grpo.algorithm: found 'ppo', expected: .*'grpo' or 'rloo'"),
         ({"batch_size": 10}, r"group_size \(4\) must divide batch_size \(10\)"),
         ({"microbatch_size": 5}, "microbatch_size: found 5, expected a divisor of the 16 completions"),
         ({"grader": {"function": "nowhere.py"}}, "there is no file"),
