@@ -97,8 +97,8 @@ def tuned(tmp_path_factory, llama_folder) -> tuple[Path, Ran]:
     values = {
         **{f"{name}_dataset": f"data/{file}.jsonl" for name, file in _FILES.items()},
         "large_model_reference": str(llama_folder),
-        "prompt_sequence_length": 64,
-        "target_sequence_length": 8,
+        "prompt_sequence_length": 96,
+        "target_sequence_length": 32,
         "reward_model_train_steps": 6,
         "reinforcement_learning_train_steps": 3,
         "sft": {"train_steps": 4, "batch_size": 4},
@@ -126,7 +126,7 @@ def _texts(svg: str) -> list[str]:
 def test_the_second_notebook_runs_with_the_parameters_of_a_file_and_says_how_far_it_is(tuned):
     _, ran = tuned
     shown = {row[0]: row[1] for row in ran.table("show-parameters")}
-    assert (shown["reward_model_train_steps"], shown["prompt_sequence_length"]) == ("6", "64"), (
+    assert (shown["reward_model_train_steps"], shown["prompt_sequence_length"]) == ("6", "96"), (
         "no more steps when quick"
     )
     assert "'train_steps': 4" in shown["sft"]
