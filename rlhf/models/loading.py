@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
+from rlhf.models import relative_positions
 from rlhf.models.card import FILE_NAME, ModelCard
 from rlhf.models.references import resolve
 from rlhf.training import processes
@@ -283,6 +284,7 @@ def _quantised(in_4_bits: bool, keep: list[str]) -> dict[str, Any]:
 
 def _ready(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool) -> PreTrainedModel:
     model = _fit_vocabulary(model, tokenizer)
+    relative_positions.share(model)
     if not in_4_bits:
         return model.to(device())
     from rlhf.models.tuning import exact

@@ -215,9 +215,9 @@ def test_options_that_do_not_fit_are_refused():
 
 def test_what_nobody_reads_of_the_last_layer_is_not_computed_and_changes_no_gradient(llama_folder, monkeypatch):
     found, rows = [], []
-    find = sparing._last_feed_forward
+    find = sparing._last_layer
     for spares in (False, True):
-        monkeypatch.setattr(sparing, "_last_feed_forward", find if spares else lambda model: None)
+        monkeypatch.setattr(sparing, "_last_layer", find if spares else lambda model: None)
         learner = learner_of(llama_folder, critic="own")
         rollout = estimated(learner)
         last = learner.networks.base.model.layers[-1].mlp.up_proj
