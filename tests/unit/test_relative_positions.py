@@ -72,3 +72,18 @@ def test_where_nothing_is_computed_again_all_layers_read_one_sum(training, polic
 
 def test_a_model_without_relative_positions_is_left_as_it_is(llama_folder):
     assert Policy.load(llama_folder).model.config._attn_implementation == "sdpa"
+
+
+def test_another_mask_makes_another_sum(policy):
+    layer = policy.model.get_encoder().block[0].layer[0].SelfAttention
+    states = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    bias = torch.zeros(1, 2, 3, 3)
+
+    def attended(keys: int) -> torch.Tensor:
+        mask = (torch.arange(3) < keys).expand(1, 1, 3, 3)
+        return relative_positions._attend(layer, states, states, states, mask, bias, scaling=1.0)[0]
+
+    policy.model.eval()
+    alone = attended(1)
+    torch.testing.assert_close(alone, states[:, :, :1].expand(-1, -1, 3, -1).transpose(1, 2))
+    assert not torch.allclose(attended(3), alone)
