@@ -11,6 +11,13 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(worker.removeprefix("gw")) % len(_cores)]})
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests go first: workers take whole files, and none is left alone with a long one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 TEXTS = [
     "My brother sold my guitar. It was on monday. Should I sue them?\nTL;DR:",
     "So this is about my boss. I heard they broke my bike. Do I forgive them now?\nTL;DR:",
