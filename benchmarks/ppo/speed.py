@@ -18,13 +18,9 @@ _MICROBATCH_TOKENS = 750  # fewer than the peer's 8 episodes: memory is measured
 
 
 def compare(workload: Workload, peers: Path, updates: int, times: int) -> dict[str, Any]:
-    """Runs of each system in turn: {system: [result, ...]}, the peer's under "peer".
-
-    Under "products" are the seconds of the matrix products alone of an update by the last of our systems.
-    """
+    """Runs of each system in turn: {system: [result, ...]}, the peer's under "peer"."""
     python = peer_python(workload.peer, peers)
     runs: dict[str, list[dict[str, Any]]] = {"peer": [], **{system: [] for system in workload.systems}}
-    products: list[dict[str, Any]] = []
     with TemporaryDirectory() as name:
         folder = Path(name)
         measure([sys.executable, "-m", "benchmarks.ppo.models"], {"workload": workload.name, "folder": name}, folder)
@@ -44,10 +40,7 @@ def compare(workload: Workload, peers: Path, updates: int, times: int) -> dict[s
                     result = measure(command, job | _ours(workload, updates, system, seed), folder)
                 found.append(summary(result, workload.batch))
                 print(workload.name, system, found[-1], flush=True)
-            command = [sys.executable, "-m", "benchmarks.ppo.products"]
-            products.append(measure(command, job | _ours(workload, updates, workload.systems[-1], seed), folder))
-            print(workload.name, "products", products[-1], flush=True)
-    return runs | {"products": products}
+    return runs
 
 
 def summary(result: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -67,16 +60,9 @@ def summary(result: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def ratios(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, float]:
-    """Ours over the peer's, by medians; the memory of a system is the worst over TRL 1.12's workloads.
-
-    `most_`: the ratio of a trainer whose time is that of its matrix products, and of nothing else.
-    """
+    """Ours over the peer's, by medians; the memory of a system is the worst over TRL 1.12's workloads."""
     found, memory = {}, {}
-    for workload, measured_systems in runs.items():
-        by_system = dict(measured_systems)
-        products = by_system.pop("products")
-        seconds = statistics.median(run["seconds_an_update"] for run in by_system["peer"])
-        found[f"most_{workload}"] = seconds / statistics.median(run["seconds"] for run in products)
+    for workload, by_system in runs.items():
         median = {
             system: {key: statistics.median(run[key] for run in measured) for key in _MEASURES}
             for system, measured in by_system.items()
