@@ -10,4 +10,4 @@ def lacking(reason: str) -> NoReturn:
     """Skip the test for `reason`; where `CI` is set, whose machines can be given everything, fail it."""
     if os.environ.get("CI"):
         pytest.fail(f"{reason}; on CI nothing is skipped for want of a program", pytrace=False)
-    pytest.skip(reason)
+    pytest.skip(reason)  # never on CI, see above

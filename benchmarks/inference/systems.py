@@ -43,7 +43,7 @@ def ours(folder: str, texts: list[str]) -> Answers:
         def all_of(*given: Any) -> Any:
             started = time.perf_counter()
             yield from batches(*given)
-            spent.extend((time.perf_counter() - started, clock() / max(1, engine.workers)))
+            spent.extend((time.perf_counter() - started, clock() / engine.workers))
 
         engine.batches = all_of
         return policy, engine

@@ -67,14 +67,14 @@ class Transformers:
         tokens_at_once: int,
         dtype: torch.dtype = torch.float32,
         synced: bool = False,
-        workers: int = 0,
+        workers: int = 1,
     ):
         """
         Args:
             tokens_at_once: Of a batch, padding and room for the completions included; of all workers' together.
             dtype: Of forward passes.
             synced: Keep step with other processes that hold parts of the model.
-            workers: Processes that each take batches on a core of their own, on a CPU; 0 is this one alone, on all
+            workers: Processes that each take batches on a core of their own, on a CPU; 1 is this one alone, on all
                 cores. A step that adds one token is too little work for several. They are forked: all read the same
                 weights, and none starts or loads anything.
         """
@@ -97,21 +97,18 @@ class Transformers:
             return place, self._generate([prompts[i] for i in rows], draws[rows], temperature)
 
         while waiting:
-            too_large = None
             done = set()
             for place, completions in self._each(waiting, answer):
                 if completions is None:
-                    too_large = waiting[place]
+                    self._halve(len(waiting[place]), lengths[waiting[place][-1]])
                     break
                 done.add(place)
                 yield list(zip(waiting[place], completions, strict=True))
-            if too_large is not None:
-                self._halve(len(too_large), lengths[too_large[-1]])
             left = [i for place, batch in enumerate(waiting) if place not in done for i in batch]
             waiting = [[left[i] for i in each] for each in self._batched([lengths[i] for i in left])]
 
     def _batched(self, lengths: list[int]) -> list[list[int]]:
-        return by_length(lengths, self.tokens_at_once // max(1, self.workers))
+        return by_length(lengths, self.tokens_at_once // self.workers)
 
     def _each(self, batches: list[list[int]], answer: Callable[..., Any]) -> Iterator[Any]:
         """What `answer` makes of every batch and its place, in the order in which they are done."""
@@ -136,7 +133,7 @@ class Transformers:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise ModelError(
-                f"a process that generates was ended from outside, most likely for want of memory, with up to "
+                "a process that generates was ended from outside, most likely for want of memory, with up to "
                 f"{self.tokens_at_once:,} tokens at once in {workers} processes; lower tokens_at_once and run again"
             ) from error
 
@@ -159,7 +156,7 @@ class Transformers:
                 f"out of memory with one prompt and its completion, {longest:,} tokens; lower prompt_sequence_length "
                 "or target_sequence_length, or take a smaller model or a larger device"
             )
-        self.tokens_at_once = rows // 2 * longest * max(1, self.workers)
+        self.tokens_at_once = rows // 2 * longest * self.workers
         gc.collect()
         torch.cuda.empty_cache()
         say("sampling", f"warning: out of memory with {rows:,} prompts at once; going on with {rows // 2:,}")
@@ -220,7 +217,7 @@ def inference_engine(
 def _workers(device: torch.device, tokens_at_once: int) -> int:
     cores = torch.get_num_threads()
     pays = device.type == "cpu" and cores > 1 and tokens_at_once // cores >= FEWEST_TOKENS_OF_A_WORKER
-    return cores if pays else 0
+    return cores if pays else 1
 
 
 def takes_vllm(wanted: str, kind: Kind) -> bool:

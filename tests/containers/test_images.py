@@ -229,6 +229,7 @@ def test_an_engine_that_does_not_run_is_one_line(engine, tmp_path):
     assert line.startswith("error: no container engine answers; start it")
 
 
+# Without root nobody else can be asked for the engine; CI is root, and has util-linux.
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="to be another user takes root and setpriv")
 def test_a_user_who_may_not_use_the_engine_is_told_so(engine, tmp_path):
     as_nobody = tmp_path / "docker"

@@ -77,6 +77,7 @@ def test_the_quickstart_begins_with_the_first_command_of_the_readme():
 
 
 @pytest.mark.docker
+# A worker of xdist has one core, on which installing and two runs take an hour; `benchmarks/README.md` has the command.
 @pytest.mark.skipif(not SEVERAL_CORES, reason="a newcomer has two cores: run this file by itself, without xdist")
 @pytest.mark.parametrize(
     ("report", "path", "verdicts"),

@@ -166,9 +166,9 @@ def test_workers_end_with_a_run_that_stops_between_batches(policy, monkeypatch):
     [
         ("cpu", 2, 16_384, 2),
         ("cpu", 4, 16_384, 4),
-        ("cpu", 8, 16_384, 0),
-        ("cpu", 1, 16_384, 0),
-        ("cuda", 4, 65_536, 0),
+        ("cpu", 8, 16_384, 1),
+        ("cpu", 1, 16_384, 1),
+        ("cuda", 4, 65_536, 1),
     ],
 )
 def test_a_core_gets_a_worker_where_its_batches_stay_large(monkeypatch, device, cores, tokens, workers):

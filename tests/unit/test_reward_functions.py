@@ -428,6 +428,7 @@ def test_a_function_that_forks_without_end_is_ended(reward, monkeypatch):
     assert re.search(r"it had \d+ processes running, more than 8", failed(function))
 
 
+# PR_SET_CHILD_SUBREAPER of prctl(2) is Linux's alone.
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt what its children leave behind")
 def test_what_a_function_leaves_behind_in_a_session_of_its_own_is_ended_too(reward):
     mark = f"987.{os.getpid()}1"
