@@ -1,11 +1,27 @@
 """Made-up results of reward training, plain enough to work out by hand."""
 
+import warnings
+
+import pytest
+
 from rlhf.reward_trainer.findings import HeldOut, Training
+
+
+@pytest.fixture(autouse=True)
+def nothing_warns():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
 
 
 def ranked(right: int, pairs: int = 100, sure: float = 1.7) -> tuple[list[float], list[float]]:
     """Scores of chosen and rejected responses, of which `right` pairs are ranked right, each by `sure`."""
     return [0.0] * pairs, [-sure if i * right % pairs < right else sure for i in range(pairs)]
+
+
+def scored(right: int, sure: float) -> dict:
+    chosen, rejected = ranked(right, sure=sure)
+    return {"chosen": chosen, "rejected": rejected}
 
 
 def held_out(**changes) -> HeldOut:
