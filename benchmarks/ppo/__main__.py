@@ -37,6 +37,7 @@ def main() -> None:
     def write() -> None:
         result = {
             **speed.ratios(raw["runs"]),
+            "fewer_operations": speed.fewer_operations(raw.get("operations", {})),
             **({_QUALITY: raw[_QUALITY][_QUALITY]} if _QUALITY in raw else {}),
             "cores": CORES,
             "raw": raw,
@@ -48,6 +49,7 @@ def main() -> None:
     for name in WORKLOADS:
         if name in arguments.only:
             raw["runs"][name] = speed.compare(WORKLOADS[name], arguments.peers, arguments.updates, arguments.times)
+            raw.setdefault("operations", {})[name] = speed.count(WORKLOADS[name], arguments.peers)
             write()
     if demo is not None:
         raw[_QUALITY] = quality.summary(quality.compare(demo, arguments.peers, arguments.times))

@@ -1,4 +1,4 @@
-"""The PPO trainer on a job of the benchmark, through the loop that the stage runs: `python -m benchmarks.ppo.ours`."""
+"""The PPO trainer on a job of the benchmark, through the loop that the stage runs: `python ours.py job result`."""
 
 import json
 import resource

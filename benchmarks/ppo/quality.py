@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from benchmarks.measured import ROOT, measure
-from benchmarks.ppo.runs import SCRIPTS, peer_python
+from benchmarks.ppo.runs import OURS, SCRIPTS, peer_python
 from examples.demo.gold import WINDOW
 from examples.demo.posts import gold_score, load_gold
 from pipelines.params import read as read_parameters
@@ -83,8 +83,7 @@ def compare(demo: Demo, peers: Path, times: int) -> dict[str, Any]:
     curves: dict[str, list[Curve]] = {"ours": [], **{f"{rate:g}": [] for rate in RATES}}
     with TemporaryDirectory() as name:
         for seed in range(times):
-            command = [sys.executable, "-m", "benchmarks.ppo.ours"]
-            curves["ours"].append(demo.curve(measure(command, _ours(demo, seed), Path(name))))
+            curves["ours"].append(demo.curve(measure([sys.executable, OURS], _ours(demo, seed), Path(name))))
             _say("ours", curves)
             for rate in RATES if seed == 0 else (float(_best_rate(curves)),):
                 command = [python, SCRIPTS / f"{PEER}.py"]

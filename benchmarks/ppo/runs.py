@@ -1,4 +1,4 @@
-"""The peers: each in a virtual environment with its pins."""
+"""What is run: the peers, each in a virtual environment with its pins, and ours in this one."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "peers"
+OURS = Path(__file__).with_name("ours.py")
 
 
 def peer_python(name: str, folder: Path) -> Path:

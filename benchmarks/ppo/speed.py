@@ -2,25 +2,48 @@
 
 import statistics
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.measured import measure
-from benchmarks.ppo.runs import SCRIPTS, peer_python
+from benchmarks.ppo.runs import OURS, SCRIPTS, peer_python
 from benchmarks.ppo.workloads import Workload
 
 _CRITIC = {"same": "own", "default": "shared"}
 # Huang et al. 2024, but a learning rate so small that lengths stay as they were made.
 _LEARNING_RATE, _KL, _VALUE = 3e-6, 0.05, 0.1
 _MICROBATCH_TOKENS = 750  # fewer than the peer's 8 episodes: memory is measured too, and two cores are as busy
+_COUNTED_UPDATES = 2
 
 
-def compare(workload: Workload, peers: Path, updates: int, times: int) -> dict[str, Any]:
+def compare(workload: Workload, peers: Path, updates: int, times: int) -> dict[str, list[dict[str, Any]]]:
     """Runs of each system in turn: {system: [result, ...]}, the peer's under "peer"."""
-    python = peer_python(workload.peer, peers)
     runs: dict[str, list[dict[str, Any]]] = {"peer": [], **{system: [] for system in workload.systems}}
+    with _prepared(workload, peers, updates) as run:
+        for seed in range(times):
+            for system, found in runs.items():
+                found.append(summary(run(system, seed), workload.batch))
+                print(workload.name, system, found[-1], flush=True)
+    return runs
+
+
+def count(workload: Workload, peers: Path) -> dict[str, float]:
+    """Floating-point operations of an update's matrix products: {system: operations}, the peer's under "peer"."""
+    with _prepared(workload, peers, _COUNTED_UPDATES) as run:
+        return {
+            system: run(system, 0, SCRIPTS / "counted.py")["operations"] / _COUNTED_UPDATES
+            for system in ("peer", *workload.systems)
+        }
+
+
+@contextmanager
+def _prepared(workload: Workload, peers: Path, updates: int) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Make the models; what is given runs a system with a seed, and within another script, if there is one."""
+    python = peer_python(workload.peer, peers)
     with TemporaryDirectory() as name:
         folder = Path(name)
         measure([sys.executable, "-m", "benchmarks.ppo.models"], {"workload": workload.name, "folder": name}, folder)
@@ -29,18 +52,15 @@ def compare(workload: Workload, peers: Path, updates: int, times: int) -> dict[s
             "reward": str(folder / "reward"),
             "prompts": workload.prompts(updates * workload.batch),
         }
-        for seed in range(times):
-            for system, found in runs.items():
-                if system == "peer":
-                    result = measure(
-                        [python, SCRIPTS / f"{workload.peer}.py"], job | _peer(workload, updates, seed), folder
-                    )
-                else:
-                    command = [sys.executable, "-m", "benchmarks.ppo.ours"]
-                    result = measure(command, job | _ours(workload, updates, system, seed), folder)
-                found.append(summary(result, workload.batch))
-                print(workload.name, system, found[-1], flush=True)
-    return runs
+
+        def run(system: str, seed: int, *within: Path) -> dict[str, Any]:
+            if system == "peer":
+                command = [python, *within, SCRIPTS / f"{workload.peer}.py"]
+                return measure(command, job | _peer(workload, updates, seed), folder)
+            command = [sys.executable, *within, OURS]
+            return measure(command, job | _ours(workload, updates, system, seed), folder)
+
+        yield run
 
 
 def summary(result: dict[str, Any], batch: int) -> dict[str, Any]:
@@ -68,7 +88,7 @@ def ratios(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, float]
             for system, measured in by_system.items()
         }
         for system in by_system.keys() - {"peer"}:
-            key = workload if workload == "t5" else f"{system}_{workload}"
+            key = _key(system, workload)
             speed, rss = (median[system][measure] / median["peer"][measure] for measure in _MEASURES)
             found[key], memory[key] = speed, rss
     for system in _CRITIC:
@@ -76,6 +96,19 @@ def ratios(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, float]
         if of_system:
             found[f"rss_{system}"] = max(of_system)
     return found | {f"rss_{key}": rss for key, rss in memory.items()}
+
+
+def fewer_operations(counts: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The peer's operations over ours: how much faster ours is where it does each of them as fast."""
+    return {
+        _key(system, workload): by_system["peer"] / by_system[system]
+        for workload, by_system in counts.items()
+        for system in by_system.keys() - {"peer"}
+    }
+
+
+def _key(system: str, workload: str) -> str:
+    return workload if workload == "t5" else f"{system}_{workload}"
 
 
 _MEASURES = ("episodes_per_second", "peak_rss_gb")
