@@ -8,6 +8,7 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).parent / "peers"
 OURS = Path(__file__).with_name("ours.py")
+COUNTED = Path(__file__).with_name("counted.py")
 
 
 def peer_python(name: str, folder: Path) -> Path:

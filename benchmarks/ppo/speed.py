@@ -10,14 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.measured import measure
-from benchmarks.ppo.runs import OURS, SCRIPTS, peer_python
+from benchmarks.ppo.runs import COUNTED, OURS, SCRIPTS, peer_python
 from benchmarks.ppo.workloads import Workload
 
 _CRITIC = {"same": "own", "default": "shared"}
 # Huang et al. 2024, but a learning rate so small that lengths stay as they were made.
 _LEARNING_RATE, _KL, _VALUE = 3e-6, 0.05, 0.1
 _MICROBATCH_TOKENS = 750  # fewer than the peer's 8 episodes: memory is measured too, and two cores are as busy
-_COUNTED_UPDATES = 2
+_COUNTED_UPDATES = 2  # counts do not vary as times do, but prompts and answers differ in length
 
 
 def compare(workload: Workload, peers: Path, updates: int, times: int) -> dict[str, list[dict[str, Any]]]:
@@ -35,14 +35,14 @@ def count(workload: Workload, peers: Path) -> dict[str, float]:
     """Floating-point operations of an update's matrix products: {system: operations}, the peer's under "peer"."""
     with _prepared(workload, peers, _COUNTED_UPDATES) as run:
         return {
-            system: run(system, 0, SCRIPTS / "counted.py")["operations"] / _COUNTED_UPDATES
+            system: run(system, 0, counted=True)["operations"] / _COUNTED_UPDATES
             for system in ("peer", *workload.systems)
         }
 
 
 @contextmanager
 def _prepared(workload: Workload, peers: Path, updates: int) -> Iterator[Callable[..., dict[str, Any]]]:
-    """Make the models; what is given runs a system with a seed, and within another script, if there is one."""
+    """Make the models; what is given runs a system with a seed, and counts its operations where that is wanted."""
     python = peer_python(workload.peer, peers)
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -53,11 +53,12 @@ def _prepared(workload: Workload, peers: Path, updates: int) -> Iterator[Callabl
             "prompts": workload.prompts(updates * workload.batch),
         }
 
-        def run(system: str, seed: int, *within: Path) -> dict[str, Any]:
+        def run(system: str, seed: int, counted: bool = False) -> dict[str, Any]:
+            counter = [COUNTED] if counted else []
             if system == "peer":
-                command = [python, *within, SCRIPTS / f"{workload.peer}.py"]
+                command = [python, *counter, SCRIPTS / f"{workload.peer}.py"]
                 return measure(command, job | _peer(workload, updates, seed), folder)
-            command = [sys.executable, *within, OURS]
+            command = [sys.executable, *counter, OURS]
             return measure(command, job | _ours(workload, updates, system, seed), folder)
 
         yield run

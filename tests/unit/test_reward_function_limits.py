@@ -159,7 +159,6 @@ def test_a_file_that_is_written_has_a_largest_size(reward):
 def test_megabytes_of_prints_are_read_and_left_out(reward, capfd):
     function = reward("def fn(completions, **_):\n    print('x' * 20_000_000)\n    return [1, 2]\n")
     assert grade(function) == grade(function) == [1.0, 2.0]
-    soon(lambda: True)
     out = capfd.readouterr().out
     assert len(out) < 100_000
     assert "[fn] prints much; the rest is left out" in out

@@ -1,4 +1,4 @@
-"""Floating-point operations of a system's matrix products, in any of the venvs: `python counted.py run.py job result`.
+"""Floating-point operations of a system's matrix products, in its own venv: `python counted.py run.py job result`.
 
 Attention is made of matrix products meanwhile, for torch counts these, and not the kernel that a processor has for it.
 """
