@@ -16,7 +16,6 @@ from benchmarks.ppo.workloads import Workload
 _CRITIC = {"same": "own", "default": "shared"}
 # Huang et al. 2024, but a learning rate so small that lengths stay as they were made.
 _LEARNING_RATE, _KL, _VALUE = 3e-6, 0.05, 0.1
-_MICROBATCH_TOKENS = 750  # fewer than the peer's 8 episodes: memory is measured too, and two cores are as busy
 _COUNTED_UPDATES = 2  # counts do not vary as times do, but prompts and answers differ in length
 
 
@@ -137,7 +136,7 @@ def _ours(workload: Workload, updates: int, system: str, seed: int) -> dict[str,
     options = {
         "critic": _CRITIC[system],
         "batch_size": workload.batch,
-        "microbatch_tokens": _MICROBATCH_TOKENS,
+        "microbatch_tokens": workload.microbatch_tokens,
         "epochs": workload.epochs,
         "train_steps": updates,
         "temperature": workload.temperature,

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.batching import by_length
-from rlhf.models.loading import Kind, Source, kind_of, load_config, working_dtype
+from rlhf.models.loading import Kind, Source, device, kind_of, load_config, working_dtype
 from rlhf.models.policy import Policy
 from rlhf.progress import say
 from rlhf.training import processes
@@ -208,9 +208,7 @@ def inference_engine(
 
         policy = Policy.without_weights(folder, template)
         return policy, OfflineVLLM(policy, source, working_dtype(precision, torch.device("cuda")))
-    policy = Policy.load(folder, template, merged=not source.in_4_bits)
-    if not source.in_4_bits:
-        policy.model.to(working_dtype(precision, policy.model.device))
+    policy = Policy.load(folder, template, merged=not source.in_4_bits, dtype=working_dtype(precision, device()))
     return policy, Transformers(policy, tokens_at_once, workers=_workers(policy.model.device, tokens_at_once))
 
 

@@ -174,11 +174,14 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase, template: Template
         )
 
 
-def load_generator(path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool = False) -> PreTrainedModel:
-    """Load a causal or encoder-decoder language model in float32, on the accelerator if there is one.
+def load_generator(
+    path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: bool = False, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Load a causal or encoder-decoder language model, on the accelerator if there is one.
 
     Args:
         in_4_bits: Hold its linear layers in 4 bits.
+        dtype: Of its weights, from the start: a whole copy in another one would take memory.
 
     Raises:
         ModelError: There is no model at `path`, it is an encoder and cannot generate, or 4 bits cannot be had.
@@ -190,7 +193,7 @@ def load_generator(path: str, tokenizer: PreTrainedTokenizerBase, in_4_bits: boo
             "encoder-decoder model"
         )
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = _load(auto, path, dtype=torch.float32, **_quantised(in_4_bits, ["lm_head"]))
+    model = _load(auto, path, dtype=dtype, **_quantised(in_4_bits, ["lm_head"]))
     start = model.generation_config.decoder_start_token_id
     if start is None:
         start = getattr(config, "decoder_start_token_id", None)

@@ -58,20 +58,32 @@ class Policy:
         self._forbidden: torch.Tensor | None = None
 
     @classmethod
-    def load(cls, folder: str | Path, template: Template | None = None, merged: bool = False) -> Self:
+    def load(
+        cls,
+        folder: str | Path,
+        template: Template | None = None,
+        merged: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
         """Load a Model artifact, or any Hugging Face folder, id or short name.
 
         Args:
             folder: Where it is.
             template: What prompts are rendered with; None for plain text.
             merged: Merge an adapter into its base, for those who need one set of weights.
+            dtype: Of a whole model's weights, and of those that an adapter was merged into; the merging is in float32.
 
         Raises:
             ModelError: There is no model, it cannot generate, or weights of it are lost.
         """
         source = Source.of(folder)
         tokenizer = load_tokenizer(source.tokenizer)
-        model = adapting.load(source, _base_loader(source, tokenizer), merged)
+        load_base = _base_loader(source, tokenizer, torch.float32 if source.adapter else dtype)
+        model = adapting.load(source, load_base, merged)
+        if merged and source.adapter:
+            # Not `model.to`, which would round what positions are turned by, too.
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(dtype)
         return cls(model, tokenizer, source.card, template)
 
     @classmethod
@@ -210,8 +222,10 @@ class Sampling(RowProcessor):
         return torch.full_like(logits, float("-inf")).scatter_(-1, token, 0.0)
 
 
-def _base_loader(source: Source, tokenizer: PreTrainedTokenizerBase) -> adapting.LoadBase:
-    return lambda in_4_bits: (load_generator(source.weights, tokenizer, in_4_bits), [])
+def _base_loader(
+    source: Source, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype = torch.float32
+) -> adapting.LoadBase:
+    return lambda in_4_bits: (load_generator(source.weights, tokenizer, in_4_bits, dtype), [])
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,14 +5,19 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models import engines
-from rlhf.models.engines import Transformers, sample, training_engine
+from rlhf.models.card import ModelCard
+from rlhf.models.engines import Transformers, inference_engine, sample, training_engine
 from rlhf.models.policy import Policy
+from rlhf.sft_trainer.config import SFTTrainerConfig
 from rlhf.training.interruption import heed_sigterm
 
 
@@ -50,6 +55,36 @@ def test_vllm_is_refused_for_an_encoder_decoder(t5_folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigError, match="encoder-decoder"):
         engine("vllm", policy)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_model_that_answers_in_bfloat16_turns_positions_by_angles_in_float32(tuning, llama_folder, tmp_path):
+    policy, trainee = Policy.to_train(llama_folder, Template(), SFTTrainerConfig(tuning=tuning))
+    policy.save(tmp_path, ModelCard(kind="policy", base=trainee.base, template_digest=Template().digest))
+    policy, _ = inference_engine("transformers", str(tmp_path), Template(), 4096, "bfloat16")
+    assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.bfloat16}
+    angles = [buffer for name, buffer in policy.model.named_buffers() if name.endswith("inv_freq")]
+    assert angles
+    assert all(torch.equal(*pair) for pair in zip(angles, inverse_frequencies(llama_folder), strict=True))
+
+
+def inverse_frequencies(folder: Path) -> list[torch.Tensor]:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return [buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+
+
+def test_no_copy_of_the_weights_is_held_in_float32_first(llama_folder, monkeypatch):
+    held = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def loaded(*arguments, **options):
+        model = load(*arguments, **options)
+        held.append(model.dtype)
+        return model
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
+    inference_engine("transformers", str(llama_folder), Template(), 4096, "bfloat16")
+    assert held == [torch.bfloat16]
 
 
 class Recorded:
