@@ -31,6 +31,7 @@ def assert_better_by_gold(folder: Path) -> None:
     assert evaluation["gold_after"] > evaluation["gold_before"]
     assert evaluation["rouge_l_after"] >= evaluation["rouge_l_before"] - 0.02
     assert summary["ppo"]["kl"] > 0
+    assert summary["ppo"]["alarms"] == 0
     assert not evaluation["over_optimised"]
     assert summary["peak_rss_gb"] < 3
     report = (folder / "build/demo/report.html").read_text()

@@ -1,6 +1,9 @@
 """More architectures for tests, each with the tokenizer and the special tokens that its published models have."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import (
     AutoTokenizer,
@@ -12,8 +15,21 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from rlhf.data.template import Template
+from rlhf.reward_trainer.config import RewardTrainerConfig
+
+if TYPE_CHECKING:
+    from rlhf.models.scoring import RewardModel
+
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 SPREAD = 0.1  # of the first weights: at the usual 0.02, models as small as these score every text alike
+
+
+def untrained_reward_model(folder: Path, template: Template | None = None) -> RewardModel:
+    """A reward model with a new head, as its trainer starts."""
+    from rlhf.models.scoring import RewardModel
+
+    return RewardModel.to_train(folder, template or Template(), RewardTrainerConfig())[0]
 
 
 def write_pythia(folder: Path, llama: Path) -> None:

@@ -67,7 +67,7 @@ def run(
     from rlhf.models.policy import Policy
     from rlhf.models.scoring import RewardModel
     from rlhf.rewards.combined import Rewards
-    from rlhf.rewards.groups import flattened, make_grader
+    from rlhf.rewards.groups import fingerprint, flattened, make_grader
     from rlhf.tracking import Tracker
     from rlhf.training import processes
     from rlhf.training.checkpoints import checkpoints_of, raise_if_full
@@ -94,7 +94,12 @@ def run(
             )
         tracker = Tracker(tensorboard if processes.is_main() else None)
         checkpoints = checkpoints_of(
-            STAGE, config, data=manifest.digest, template=template.digest, starts_from=source.fingerprint
+            STAGE,
+            config,
+            data=manifest.digest,
+            template=template.digest,
+            starts_from=source.fingerprint,
+            rewarded_by=[*([Source.of(reward_model).fingerprint] if reward_model else []), *map(fingerprint, named)],
         )
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         given = (actor, training, held_out, rewards, config, tracker, checkpoints, folder)

@@ -240,6 +240,7 @@ def _make_trainer(
     arguments = training_arguments(
         options,
         config,
+        policy.model,
         config.train_steps,
         folder,
         per_device_train_batch_size=microbatch,

@@ -40,14 +40,23 @@ def load(source: Source, load_base: LoadBase, merged: bool = False) -> PreTraine
 
     Args:
         merged: Merge an adapter into its base.
-    """
-    base, _ = load_base(source.in_4_bits)
-    if source.adapter is None:
-        return base
-    from rlhf.models import tuning
 
-    model = tuning.load_adapter(base, source.adapter)
-    return merge(model, load_base) if merged else model
+    Raises:
+        ModelError: Neither the checkpoint nor the adapter has weights of some module, such as a score head.
+    """
+    model, lacking = load_base(source.in_4_bits)
+    if source.adapter is not None:
+        from rlhf.models import tuning
+
+        came = tuning.whole_modules(source.adapter)
+        lacking = [name for name in lacking if name not in came]
+        model = tuning.load_adapter(model, source.adapter)
+    if lacking:
+        raise ModelError(
+            f"model {source.reference!r}: has no weights for {', '.join(lacking)}, which would be random numbers; "
+            "train it for this first (a reward model: reward_trainer), or name a model that was"
+        )
+    return merge(model, load_base) if merged and is_adapted(model) else model
 
 
 def merge(model: PeftModel, load_base: LoadBase) -> PreTrainedModel:

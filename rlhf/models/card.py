@@ -57,15 +57,14 @@ class ModelCard(BaseModel):
         (Path(folder) / FILE_NAME).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: str | Path, expected_kind: Kind | None = None) -> Self:
+    def load(cls, folder: str | Path) -> Self:
         """Read rlhf.json from `folder`.
 
         Args:
             folder: A Model artifact.
-            expected_kind: What the caller needs; a base serves as a policy that was not tuned yet.
 
         Raises:
-            ModelError: It is missing, is not a model card, or the model is of another kind.
+            ModelError: It is missing, or is not a model card.
         """
         path = Path(folder) / FILE_NAME
         try:
@@ -74,10 +73,19 @@ class ModelCard(BaseModel):
             raise ModelError(f"{path}: no such file, expected a model folder written by a stage") from error
         except (OSError, ValidationError) as error:
             raise ModelError(f"{path}: not a model card ({' '.join(str(error).split())})") from error
-        accepted = {"policy", "base"} if expected_kind == "policy" else {expected_kind}
-        if expected_kind and card.kind not in accepted:
-            raise ModelError(f"{path}: found a model of kind {card.kind!r}, expected {expected_kind!r}")
         return card
+
+    def require_kind(self, kind: Kind, path: str | Path) -> None:
+        """Refuse a model of another kind; a base serves as a policy that was not tuned yet.
+
+        Args:
+            path: Of the model, for the message.
+
+        Raises:
+            ModelError: The kinds differ.
+        """
+        if self.kind != kind and (self.kind, kind) != ("base", "policy"):
+            raise ModelError(f"{path}: found a model of kind {self.kind!r}, expected {kind!r}; name one of that kind")
 
     def require_template(self, template: Template, path: str | Path) -> None:
         """Refuse a model trained with another prompt template than `template`; a base model fits any.

@@ -180,7 +180,7 @@ def training_engine(
     Raises:
         ConfigError: vLLM is asked for and cannot be had.
     """
-    if not takes_vllm(wanted, policy.kind):
+    if not takes_vllm(wanted, policy.kind, synced, getattr(policy.model, "is_loaded_in_4bit", False)):
         return Transformers(policy, tokens_at_once, dtype, synced)
     from rlhf.models.vllm import VLLM
 
@@ -203,7 +203,7 @@ def inference_engine(
         ModelError: The model cannot be loaded, or cannot generate.
     """
     source = Source.of(folder)
-    if takes_vllm(wanted, kind_of(load_config(source.weights))):
+    if takes_vllm(wanted, kind_of(load_config(source.weights)), in_4_bits=source.in_4_bits):
         from rlhf.models.vllm_inference import OfflineVLLM
 
         policy = Policy.without_weights(folder, template)
@@ -218,23 +218,31 @@ def _workers(device: torch.device, tokens_at_once: int) -> int:
     return cores if pays else 1
 
 
-def takes_vllm(wanted: str, kind: Kind) -> bool:
+def takes_vllm(wanted: str, kind: Kind, is_sharded: bool = False, in_4_bits: bool = False) -> bool:
     """Whether vLLM is what samples from a model of a kind.
+
+    Args:
+        is_sharded: Whether several processes hold a part of the model's weights each.
+        in_4_bits: Whether it is an adapter on a base that is held in 4 bits.
 
     Raises:
         ConfigError: It is asked for and cannot be had.
     """
-    lacking = _why_no_vllm(kind)
+    lacking = _why_no_vllm(kind, is_sharded, in_4_bits)
     if wanted == "vllm" and lacking:
         raise ConfigError(f"engine: found 'vllm', but {lacking}; use 'transformers' or 'auto'")
     return wanted != "transformers" and not lacking
 
 
-def _why_no_vllm(kind: Kind) -> str:
+def _why_no_vllm(kind: Kind, is_sharded: bool, in_4_bits: bool) -> str:
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed"
     if not torch.cuda.is_available():
         return "there is no GPU"
     if kind is not Kind.CAUSAL:
         return "the model is an encoder-decoder, which vLLM does not serve"
+    if is_sharded:
+        return "its weights are spread over processes, and vLLM takes whole ones"
+    if in_4_bits:  # merged for vLLM and taken apart again, it would be rounded anew each time
+        return "its base is held in 4 bits, which vLLM's copy of it would not be"
     return ""

@@ -67,6 +67,7 @@ def prepare_torch(seed: int) -> None:
     """Seed everything, ask for deterministic kernels, and use the cores this process may run on."""
     from accelerate.utils import set_seed  # that of transformers imports all of its Trainer
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it no product is deterministic on a GPU
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.count_on_this_node()))
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would also fill every new buffer, which shows reads of unset memory and costs a third of TRL's SFT step.
@@ -184,7 +185,8 @@ def load_generator(
         dtype: Of its weights, from the start: a whole copy in another one would take memory.
 
     Raises:
-        ModelError: There is no model at `path`, it is an encoder and cannot generate, or 4 bits cannot be had.
+        ModelError: There is no model at `path`, it lacks weights, it is an encoder and cannot generate, or 4 bits
+            cannot be had.
     """
     config = load_config(path)
     if kind_of(config) is Kind.ENCODER:
@@ -193,7 +195,12 @@ def load_generator(
             "encoder-decoder model"
         )
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    model = _load(auto, path, dtype=dtype, **_quantised(in_4_bits, ["lm_head"]))
+    model, found = _load(auto, path, dtype=dtype, output_loading_info=True, **_quantised(in_4_bits, ["lm_head"]))
+    if found["missing_keys"]:
+        raise ModelError(
+            f"model {path!r}: its checkpoint has no {min(found['missing_keys'])}, which a {type(model).__name__} needs "
+            f"({len(found['missing_keys'])} such weights); name a model that was trained to generate"
+        )
     start = model.generation_config.decoder_start_token_id
     if start is None:
         start = getattr(config, "decoder_start_token_id", None)
@@ -319,5 +326,6 @@ def working_dtype(wanted: str, device: torch.device) -> torch.dtype:
         wanted: float32, bfloat16, or auto for bfloat16 on a GPU that has it.
     """
     if wanted == "auto":
-        wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        wanted = "bfloat16" if has_it else "float32"
     return getattr(torch, wanted)

@@ -76,7 +76,7 @@ class Policy:
         Raises:
             ModelError: There is no model, it cannot generate, or weights of it are lost.
         """
-        source = Source.of(folder)
+        source = _policy_at(folder)
         tokenizer = load_tokenizer(source.tokenizer)
         load_base = _base_loader(source, tokenizer, torch.float32 if source.adapter else dtype)
         model = adapting.load(source, load_base, merged)
@@ -93,7 +93,7 @@ class Policy:
         Raises:
             ModelError: As in `load`, as far as there are no weights in it.
         """
-        source = Source.of(folder)
+        source = _policy_at(folder)
         tokenizer = load_tokenizer(source.tokenizer)
         return cls(empty_generator(source.weights), tokenizer, source.card, template)
 
@@ -105,7 +105,7 @@ class Policy:
             ConfigError: The options cannot be met with this model.
             ModelError: As in `load`, or the model was made with another template.
         """
-        source = Source.of(folder)
+        source = _policy_at(folder)
         if source.card is not None:
             source.card.require_template(template, folder)
         tokenizer = load_tokenizer(source.tokenizer)
@@ -142,6 +142,10 @@ class Policy:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def longest(self, response_length: int) -> int:
+        """Tokens of a prompt and its completion, at most: what an engine's cache has to hold."""
+        return min(self.positions, self.template.prompt_sequence_length + response_length)
 
     def count_tokens(self, text: str) -> int:
         return len(self.encode_prompt(text))
@@ -220,6 +224,13 @@ class Sampling(RowProcessor):
         drawn = self.draws[:, input_ids.shape[1] - self.begin, None] * below[:, -1:]
         token = torch.searchsorted(below, drawn, right=True)
         return torch.full_like(logits, float("-inf")).scatter_(-1, token, 0.0)
+
+
+def _policy_at(folder: str | Path) -> Source:
+    source = Source.of(folder)
+    if source.card is not None:
+        source.card.require_kind("policy", folder)
+    return source
 
 
 def _base_loader(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any, Self
 
 import torch
@@ -58,10 +59,13 @@ class RewardModel:
         # A tokenizer's own limit is not heeded: T5's is the length that it was trained at.
         self.max_length = positions_of(model)
         self._active: Callable[[], AbstractContextManager[None]] = nullcontext
+        for name in score_heads(model):
+            head = model.get_submodule(name)
+            head.forward = MethodType(_in_float32, head)
 
     @classmethod
     def load(cls, folder: str | Path, template: Template | None = None, merged: bool = False) -> Self:
-        """Load a Model artifact, or any Hugging Face folder, id or short name with or without a score head.
+        """Load a Model artifact, or any Hugging Face folder, id or short name of a classifier with one label.
 
         Args:
             folder: Where it is.
@@ -69,9 +73,11 @@ class RewardModel:
             merged: Merge an adapter into its base, for those who need one set of weights.
 
         Raises:
-            ModelError: There is no model, it has more than one label, or weights of it are lost.
+            ModelError: There is no model, it has no score head or more than one label, or weights of it are lost.
         """
         source = Source.of(folder)
+        if source.card is not None:
+            source.card.require_kind("reward_model", folder)
         tokenizer = load_tokenizer(source.tokenizer)
         model = adapting.load(source, partial(load_classifier, source.weights, tokenizer), merged)
         return cls(model, tokenizer, source.card, template)
@@ -119,7 +125,7 @@ class RewardModel:
 
     @classmethod
     def to_train(cls, folder: str | Path, template: Template, config: TrainerConfig) -> tuple[Self, adapting.Trainee]:
-        """Load a model as in `load` and make it ready to be trained as a reward model.
+        """Load a model, with a score head or without, and make it ready to be trained as a reward model.
 
         A head that is new is drawn from N(0, 1 / (hidden + 1)), with bias 0, and the base model's dropout is off
         (Huang et al. 2024, details 11 and 4).
@@ -255,6 +261,12 @@ class RewardModel:
             inputs.pop("attention_mask", None)
         with self._active():
             return (model or self.model)(**inputs).logits[:, 0].float()
+
+
+def _in_float32(head: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """A score head whose scores have all their digits where the model computes in bfloat16, which has three."""
+    with torch.autocast(states.device.type, enabled=False):
+        return nn.functional.linear(states.float(), head.weight, head.bias)
 
 
 def _last_tokens(mask: torch.Tensor) -> torch.Tensor:

@@ -162,7 +162,8 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
         ModelError: The folder holds no adapter, or one for another model.
     """
     try:
-        adapted = PeftModel.from_pretrained(model, folder, is_trainable=False)
+        # Otherwise the first GPU gets every process's copy.
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=False, torch_device="cpu")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"adapter {str(folder)!r}: cannot be put on its base ({_one_line(error)})") from error
     saved, loaded = _tensors(folder), get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -179,6 +180,12 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PeftModel:
             "them; it was trained on another model, or saved by another version of peft"
         )
     return adapted
+
+
+def whole_modules(folder: str | Path) -> set[str]:
+    """Names of the modules that were trained in full and saved with an adapter."""
+    stems = {name.rpartition(".")[0] for name in _tensors(folder) if ".lora_" not in name}
+    return {stem.removeprefix("base_model.model.") for stem in stems}
 
 
 def copy_adapter(model: PeftModel, name: str, of: str = TRAINED, frozen: bool = True) -> None:

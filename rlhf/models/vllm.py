@@ -28,6 +28,7 @@ class VLLM:
             top_k=0,
             top_p=1.0,
             max_completion_length=response_length,
+            max_model_length=policy.longest(response_length),
             logprobs=None,
             generation_kwargs={
                 "logit_bias": {token: FORBIDDEN for token in policy.forbidden},

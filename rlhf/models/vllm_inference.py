@@ -13,6 +13,7 @@ from rlhf.models.loading import Source
 from rlhf.models.policy import Policy
 
 PROMPTS_AT_ONCE = 1024  # given to vLLM, which batches them by itself; after each of these there is something to keep
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
 FORBIDDEN = -100.0  # added to a logit that is never to be sampled
 
 
@@ -29,9 +30,15 @@ class OfflineVLLM:
         self._adapter = None
         if source.adapter is not None:
             rank = json.loads(Path(source.adapter, "adapter_config.json").read_text(encoding="utf-8"))["r"]
-            options = {"enable_lora": True, "max_lora_rank": max(8, rank)}
+            options = {"enable_lora": True, "max_lora_rank": min(size for size in LORA_RANKS if size >= rank)}
             self._adapter = LoRARequest("adapter", 1, source.adapter)
-        self._model = LLM(model=source.weights, tokenizer=source.tokenizer, dtype=str(dtype).split(".")[1], **options)
+        self._model = LLM(
+            model=source.weights,
+            tokenizer=source.tokenizer,
+            dtype=str(dtype).split(".")[1],
+            max_model_len=policy.longest(policy.template.target_sequence_length),
+            **options,
+        )
 
     def follow(self) -> None:
         """The weights stay as they are."""

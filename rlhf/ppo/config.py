@@ -43,7 +43,8 @@ class PPOTrainerConfig(TrainerConfig):
     reward_scaling: Literal["none", "standardise", "running"] = Field(
         "none",
         description="standardise: subtract the mean and divide by the standard deviation of the first update's "
-        "rewards, which the untuned policy earned (Stiennon et al. 2020 normalise likewise). running: of all so far.",
+        "rewards, which the untuned policy earned (Stiennon et al. 2020 normalise likewise); where those are all the "
+        "same, of all up to the first that differ. running: of all so far.",
     )
     reward_clip: float | None = Field(
         None, gt=0, description="Scaled rewards are clipped to +- this (Engstrom et al. 2020); unset clips none."
@@ -146,7 +147,7 @@ class PPOTrainerConfig(TrainerConfig):
     activation_checkpointing: bool | None = Field(
         None, description="Compute activations again in the backward pass, for memory; unset does so on a GPU."
     )
-    compile: bool = Field(False, description="Compile the policy's and the critic's trunk with torch.compile.")
+    compile: bool = Field(False, description="Compile the trunks of all networks with torch.compile.")
     sharding: Literal["none", "fsdp", "deepspeed"] = Field(
         "none",
         description="Of several processes: each holds all weights, or its share of them (fsdp: PyTorch's FSDP2), or "

@@ -83,37 +83,8 @@ class Learner:
             groups: Of which prompt each episode is, for advantages within groups.
         """
         config, networks = self.config, self.networks
-        spans = [self._values(episode) for episode in episodes]
-        width = max(spans)
-        shape = (len(episodes), width)
-        mask = torch.zeros(shape)
-        value_mask = torch.zeros(shape)
-        for row, (episode, count) in enumerate(zip(episodes, spans, strict=True)):
-            mask[row, : len(episode.response)] = 1
-            value_mask[row, :count] = 1
-        found: list[tuple[int, list[float], list[float], list[float]]] = []
-        mine = range(len(episodes))[processes.rank() :: processes.count()]
-        with torch.no_grad(), networks.precision():
-            for rows, batch, _ in self._batches(episodes, list(mine)):
-                # Without gradients some kernels differ in the last bit, and the first ratio would not be exactly 1.
-                with torch.enable_grad(), networks.training():
-                    hidden = networks.hidden(batch).detach()
-                how = (batch, config.temperature, config.logits_at_once)
-                old = networks.log_probs(hidden, *how)
-                values = networks.values(hidden, batch)
-                reference = old
-                if networks.has_reference:
-                    reference = networks.log_probs(networks.reference_hidden(batch), *how, reference=True)
-                said, valued = ([len(episodes[i].response) for i in rows], [spans[i] for i in rows])
-                parts = zip(
-                    rows, old.cpu().split(said), reference.cpu().split(said), values.cpu().split(valued), strict=True
-                )
-                found += parts
-        log_probs, reference, values = (torch.zeros(shape) for _ in range(3))
-        for row, *known in (entry for part in processes.gather(found) for entry in part):
-            for tensor, numbers in zip((log_probs, reference, values), known, strict=True):
-                tensor[row, : len(numbers)] = numbers
-        kl = torch.zeros(shape)
+        mask, value_mask, log_probs, reference, values = self._read(episodes)
+        kl = torch.zeros_like(mask)
         if networks.has_reference:
             kl = maths.kl_penalty(log_probs, reference, mask, config.kl_estimator)
         if config.advantage == "group":
@@ -134,6 +105,46 @@ class Learner:
             advantages=advantages,
             returns=returns,
         )
+
+    def watch(self, episodes: Sequence[Episode]) -> tuple[float, list[float] | None]:
+        """Entropy of the policy, nats a token, and KL to the reference of each episode in nats, where there is one."""
+        mask, _, log_probs, reference, _ = self._read(episodes)
+        kl = ((log_probs - reference) * mask).sum(1).tolist() if self.networks.has_reference else None
+        return -maths.masked_mean(log_probs, mask).item(), kl
+
+    def _read(self, episodes: Sequence[Episode]) -> tuple[torch.Tensor, ...]:
+        """Mask, value mask, log-probabilities by the policy and the reference, values: (episodes, positions) each."""
+        config, networks = self.config, self.networks
+        spans = [self._values(episode) for episode in episodes]
+        shape = (len(episodes), max(spans))
+        mask, value_mask = torch.zeros(shape), torch.zeros(shape)
+        for row, (episode, count) in enumerate(zip(episodes, spans, strict=True)):
+            mask[row, : len(episode.response)] = 1
+            value_mask[row, :count] = 1
+        found: list[tuple[int, list[float], list[float], list[float]]] = []
+        mine = range(len(episodes))[processes.rank() :: processes.count()]
+        with torch.no_grad(), networks.precision():
+            for rows, batch, _ in self._batches(episodes, list(mine)):
+                # Without gradients some kernels differ in the last bit, and the first ratio would not be exactly 1.
+                with torch.enable_grad(), networks.training():
+                    hidden = networks.hidden(batch).detach()
+                how = (batch, config.temperature, config.logits_at_once)
+                old = networks.log_probs(hidden, *how)
+                with networks.valuing():
+                    values = networks.values(hidden, batch)
+                reference = old
+                if networks.has_reference:
+                    reference = networks.log_probs(networks.reference_hidden(batch), *how, reference=True)
+                said, valued = ([len(episodes[i].response) for i in rows], [spans[i] for i in rows])
+                parts = zip(
+                    rows, old.cpu().split(said), reference.cpu().split(said), values.cpu().split(valued), strict=True
+                )
+                found += parts
+        log_probs, reference, values = (torch.zeros(shape) for _ in range(3))
+        for row, *known in (entry for part in processes.gather(found) for entry in part):
+            for tensor, numbers in zip((log_probs, reference, values), known, strict=True):
+                tensor[row, : len(numbers)] = numbers
+        return mask, value_mask, log_probs, reference, values
 
     def improve(self, rollout: Rollout, update: int) -> dict[str, float]:
         """Pass over the episodes `epochs` times in shuffled minibatches.
@@ -182,9 +193,11 @@ class Learner:
             for micro, batch, weight in self._batches(rollout.episodes, mine):
                 with networks.precision():
                     hidden = networks.hidden(batch)
-                    leaf = hidden.detach().requires_grad_()
-                    values = networks.values(leaf, batch)
-                self._value_loss(rollout, micro, values, weight / counts[1], measured)
+                leaf = hidden.detach().requires_grad_()
+                with networks.valuing():
+                    with networks.precision():
+                        values = networks.values(leaf, batch)
+                    self._value_loss(rollout, micro, values, weight / counts[1], measured)
                 pieces = leaf.detach()[batch.spoken].split(self.config.logits_at_once)
                 back = self._policy_loss(rollout, micro, batch, pieces, weight / counts[0], measured)
                 gradient = torch.zeros_like(hidden) if leaf.grad is None else leaf.grad
@@ -249,9 +262,9 @@ class Learner:
         rest = {"schedule": self.schedule.state_dict(), "skipped_steps": self.skipped_steps}
         if self._zero is not None:
             return self._zero.state(self.networks.named_parameters()), rest
-        tensors = {f"weight.{name}": whole(value.detach()) for name, value in self.networks.named_parameters()}
+        tensors = {f"weight.{name}": _for_file(value.detach()) for name, value in self.networks.named_parameters()}
         for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": whole(value) for name, value in moments.items()}
+            tensors |= {f"optimizer.{index}.{name}": _for_file(value) for name, value in moments.items()}
         return tensors, rest
 
     def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
@@ -338,6 +351,12 @@ class Learner:
                 f"update {update}: more than max_skipped_steps ({self.config.max_skipped_steps}) allows; lower the "
                 "learning rate"
             )
+
+
+def _for_file(value: torch.Tensor) -> torch.Tensor:
+    """All of a tensor, of which other processes may hold parts: in the memory of the first process's machine alone."""
+    value = whole(value)
+    return value.cpu() if processes.is_main() else value.new_empty(0)
 
 
 def rate_factor(config: PPOTrainerConfig, done: int) -> float:

@@ -30,6 +30,7 @@ from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.interruption import Interruption
 from rlhf.training.prompts import Prompt
 
+SAME = 1e-6  # standard deviation of rewards that are all the same
 EVALUATIONS_PER_RUN = 10
 EXAMPLES_PER_EVALUATION = 2
 WEIGHTS, STATE = "state.safetensors", "state.json"
@@ -74,7 +75,12 @@ class RewardScale:
 
     @property
     def deviation(self) -> float:
-        return max(math.sqrt(self.squares / (self.count - 1)), 1e-6) if self.count > 1 else 1.0
+        return max(math.sqrt(self.squares / (self.count - 1)), SAME) if self.count > 1 else 1.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether rewards were seen that are not all the same."""
+        return self.count > 1 and self.deviation > SAME
 
 
 @dataclass
@@ -129,7 +135,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
     alarms = Alarms(config, state.alarms)
     eval_every = config.eval_every or max(1, config.train_steps // EVALUATIONS_PER_RUN)
     if run.held_out and not state.update:
-        _evaluate(config, networks, engine, rewards, run, state, 0)
+        _evaluate(config, learner, engine, rewards, run, state, 0)
     while state.update < config.train_steps and not state.stopped_early:
         update = state.update + 1
         clock = _Clock()
@@ -166,8 +172,11 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
             )
         state.update = update
         _record(state, update, scalars, run)
-        if run.held_out and (update % eval_every == 0 or update == config.train_steps):
-            _evaluate(config, networks, engine, rewards, run, state, update)
+        if update % eval_every == 0 or update == config.train_steps:
+            if run.held_out:
+                _evaluate(config, learner, engine, rewards, run, state, update)
+            else:
+                state.examples += _examples(update, prompts, completions, scored.total, _kl_of(rollout, kept))
         if run.samples is not None and ((update - 1) % config.sample_every == 0 or update == config.train_steps):
             _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
         _heed(alarms, state, config, run)
@@ -279,7 +288,7 @@ def describe(rollout: Rollout, scored: Scored, kept: Sequence[int], eos: int, kl
 
 def _evaluate(
     config: PPOTrainerConfig,
-    networks: Networks,
+    learner: Learner,
     engine: Engine,
     rewards: Rewards,
     run: Run,
@@ -289,26 +298,50 @@ def _evaluate(
     """Measure on prompts that are not trained on, sampled with the same random numbers every time."""
     engine.follow()
     responses = sample(config, engine, run.held_out, run.response_length, (config.seed, 0, _HELD_OUT))
-    policy = networks.policy
+    policy = learner.networks.policy
     completions = [policy.decode(ids) for ids in responses]
-    with networks.precision():
+    with learner.networks.precision():
         scored = score(rewards, run.held_out, completions)
+    entropy, kl = learner.watch([Episode(p.ids, ids) for p, ids in zip(run.held_out, responses, strict=True)])
     known = [value for value in scored.total if math.isfinite(value)]
     measured = {
         "eval/length": sum(map(len, responses)) / len(responses),
         "eval/ended": sum(ids[-1] == policy.eos for ids in responses) / len(responses),
+        "eval/entropy": entropy,
     }
+    if kl is not None:
+        measured["eval/kl"] = math.fsum(kl) / len(kl)
     if known:
         measured["eval/reward"] = math.fsum(known) / len(known)
     pairs = [(text, p.reference) for text, p in zip(completions, run.held_out, strict=True) if p.reference]
     if pairs:
         measured["eval/rouge_l"] = rouge(*zip(*pairs, strict=True)).mean["rougeL"]
-    examples = [
-        {"update": update, "id": prompt.id, "prompt": prompt.text, "completion": text, "score": value}
-        for prompt, text, value in zip(run.held_out, completions, scored.total, strict=True)
-    ]
-    state.examples += examples[:EXAMPLES_PER_EVALUATION]
+    state.examples += _examples(update, run.held_out, completions, scored.total, dict(enumerate(kl or ())))
     _record(state, update, measured, run)
+
+
+def _examples(
+    update: int, prompts: Sequence[Prompt], completions: Sequence[str], scores: Sequence[float], kl: dict[int, float]
+) -> list[dict[str, Any]]:
+    """Completions for people to read."""
+    return [
+        {
+            "update": update,
+            "id": prompts[i].id,
+            "prompt": prompts[i].text,
+            "completion": completions[i],
+            "score": scores[i] if math.isfinite(scores[i]) else None,
+            "kl": kl.get(i),
+        }
+        for i in range(min(EXAMPLES_PER_EVALUATION, len(prompts)))
+    ]
+
+
+def _kl_of(rollout: Rollout, kept: Sequence[int]) -> dict[int, float]:
+    """Nats of each episode, by its place in the update; those that were left out have none."""
+    if rollout.log_ratio is None:
+        return {}
+    return dict(zip(kept, rollout.log_ratio.sum(1).tolist(), strict=True))
 
 
 def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, run: Run) -> list[int]:
@@ -348,7 +381,7 @@ def _culprits(scored: Scored) -> str:
 
 def _scaled(config: PPOTrainerConfig, scale: RewardScale, rewards: torch.Tensor, ended: Sequence[bool]) -> torch.Tensor:
     """What an episode earns: its reward, scaled and clipped, and less or another where the completion did not end."""
-    if config.reward_scaling == "running" or (config.reward_scaling == "standardise" and not scale.count):
+    if config.reward_scaling == "running" or (config.reward_scaling == "standardise" and not scale.is_known):
         scale.see(rewards)
     if config.reward_scaling != "none":
         rewards = (rewards - scale.mean) / scale.deviation
@@ -411,7 +444,7 @@ def _write_samples(
     rollout: Rollout,
     kept: Sequence[int],
 ) -> None:
-    kl = dict(zip(kept, rollout.log_ratio.sum(1).tolist(), strict=True)) if rollout.log_ratio is not None else {}
+    kl = _kl_of(rollout, kept)
     with path.open("a", encoding="utf-8") as file:
         for i, (prompt, text, total) in enumerate(zip(prompts, completions, scored.total, strict=True)):
             row = {

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf.errors import ModelError
 from rlhf.models import adapting
-from rlhf.models.loading import Kind, working_dtype
+from rlhf.models.loading import Kind, score_heads, working_dtype
 from rlhf.models.policy import Policy, pad_right
 from rlhf.models.scoring import RewardModel
 from rlhf.models.sparing import LastLayer
@@ -135,21 +135,26 @@ class Networks:
         self.base = _whole(policy.model)
         self.device = policy.model.device
         hidden_size = self.base.get_output_embeddings().weight.shape[1]
-        self.critic, self._critic_adapter = None, False
+        self.critic, self._critic_adapter, critic_rewards = None, False, False
         if config.critic == "own" and adapting.is_adapted(policy.model):
             from rlhf.models import tuning
 
-            beside = tuning.REWARD in policy.model.peft_config
-            tuning.copy_adapter(policy.model, tuning.CRITIC, tuning.REWARD if beside else tuning.TRAINED, frozen=False)
+            critic_rewards = tuning.REWARD in policy.model.peft_config
+            start = tuning.REWARD if critic_rewards else tuning.TRAINED
+            tuning.copy_adapter(policy.model, tuning.CRITIC, start, frozen=False)
             self._critic_adapter = True
         elif config.critic == "own":
-            self.critic = _critic_trunk(policy, reward_model)
+            critic_rewards = _reads_alike(policy, reward_model)
+            start = reward_model if critic_rewards else policy
+            self.critic = copy.deepcopy(start.model).eval().requires_grad_(True)
         self.value_head = nn.Linear(
             self.critic.config.get_text_config().hidden_size if self.critic else hidden_size, 1, device=self.device
         )
-        # The head starts at 0, the mean of a standardised score.
+        # It starts at 0, the mean of a standardised score, where it does not give the reward model's.
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
+        if critic_rewards and policy.kind is Kind.CAUSAL and config.reward_scaling == "none":
+            _copy_score_head(reward_model, self.value_head, config.reward_model_weight)
         self._reference = None
         self._has_reference = config.reference == "auto"
         if self._has_reference and not adapting.is_adapted(policy.model):
@@ -162,7 +167,7 @@ class Networks:
         models = {"policy": self.base, "critic": self.critic, "reference": self._reference}
         recomputed = config.activation_checkpointing
         if recomputed is None:
-            recomputed = self.device.type == "cuda"
+            recomputed = self.device.type == "cuda" and self.base.supports_gradient_checkpointing
         sparing = not recomputed and not config.compile
         self._trunks = {name: Trunk(model, policy.kind, sparing) for name, model in models.items() if model is not None}
         self.dtype = working_dtype(config.precision, self.device)
@@ -260,6 +265,17 @@ class Networks:
             [chosen_log_probs(self.logits(part, temperature, reference), tokens) for part, tokens in parts]
         )
 
+    @contextlib.contextmanager
+    def valuing(self) -> Iterator[None]:
+        """`values` is called within, and their backward pass: it may compute activations again, by the same adapter."""
+        if not self._critic_adapter:
+            yield
+            return
+        from rlhf.models import tuning
+
+        with tuning.using_adapter(self.policy.model, tuning.CRITIC):
+            yield
+
     def values(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What the rest of each episode is expected to earn: (positions,).
 
@@ -269,11 +285,9 @@ class Networks:
         if self.critic is not None:
             hidden = self._trunks["critic"].hidden(batch)
         elif self._critic_adapter:
-            from rlhf.models import tuning
-
-            with tuning.using_adapter(self.policy.model, tuning.CRITIC):
-                hidden = self.hidden(batch)
-        return self.value_head(hidden)[:, 0].float()
+            hidden = self.hidden(batch)
+        with torch.autocast(self.device.type, enabled=False):  # in bfloat16 a value has three digits
+            return self.value_head(hidden.float())[:, 0]
 
     @torch.no_grad()
     def _require_plain_output(self) -> None:
@@ -315,12 +329,21 @@ def _output(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     return model.get_output_embeddings()(hidden)
 
 
-def _critic_trunk(policy: Policy, reward_model: RewardModel | None) -> PreTrainedModel:
-    """A copy of the reward model where it reads the policy's tokens (Huang et al. 2024, detail 15), else the policy."""
-    alike = (
+def _reads_alike(policy: Policy, reward_model: RewardModel | None) -> bool:
+    """Whether the reward model reads the policy's tokens, so that a critic can start from it."""
+    return (
         reward_model is not None
         and policy.kind is Kind.CAUSAL
         and reward_model.kind is Kind.CAUSAL
         and policy.tokenizer.get_vocab() == reward_model.tokenizer.get_vocab()
     )
-    return copy.deepcopy(reward_model.model if alike else policy.model).eval().requires_grad_(True)
+
+
+@torch.no_grad()
+def _copy_score_head(reward_model: RewardModel, value_head: nn.Linear, weight: float) -> None:
+    """Let a critic start with the value that the reward model's score will have (Huang et al. 2024, detail 15)."""
+    head = reward_model.model.get_submodule(score_heads(reward_model.model)[-1])
+    value_head.weight.copy_(weight * head.weight)
+    value_head.bias.fill_(weight * reward_model.shift)
+    if head.bias is not None:
+        value_head.bias.add_(weight * head.bias)

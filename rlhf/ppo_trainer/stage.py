@@ -61,7 +61,7 @@ def run(
     from rlhf.ppo.networks import Networks
     from rlhf.ppo_trainer.page import write_report
     from rlhf.rewards.combined import Rewards
-    from rlhf.rewards.groups import flattened, make_grader
+    from rlhf.rewards.groups import fingerprint, flattened, make_grader
     from rlhf.tracking import Tracker
     from rlhf.training import processes
     from rlhf.training.checkpoints import checkpoints_of, raise_if_full
@@ -104,6 +104,7 @@ def run(
             data=manifest.digest,
             template=template.digest,
             starts_from=source.fingerprint,
+            rewarded_by=[*([Source.of(reward_model).fingerprint] if reward_model else []), *map(fingerprint, graders)],
         )
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         episodes = scratch / "samples.jsonl"

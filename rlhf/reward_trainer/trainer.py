@@ -62,6 +62,7 @@ class PairwiseTrainer(RewardTrainer):
         arguments = training_arguments(
             RewardConfig,
             config,
+            reward_model.model,
             len(order) // config.batch_size,
             folder,
             per_device_train_batch_size=config.batch_size // processes.count(),

@@ -77,6 +77,9 @@ class Rewards:
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
         for name, function in self.functions.items():
+            if not completions:  # of several processes, one may have none: functions are not asked about nothing
+                parts[name] = []
+                continue
             rendered = function.reads_rendered
             parts[name] = function.grade(texts if rendered else prompts, completions if rendered else said, columns)
             faults = function.faults | faults

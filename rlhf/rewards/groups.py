@@ -1,5 +1,6 @@
 """Sums and products of graders, and a grader of any kind from its options."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ from rlhf.data.template import Template
 from rlhf.errors import TrainingError
 from rlhf.rewards.builtin import BY_STAGE
 from rlhf.rewards.config import RewardFunction
-from rlhf.rewards.functions import FunctionReward
+from rlhf.rewards.functions import FunctionReward, read_source
 from rlhf.rewards.service import ServiceGrader
 
 Prompts = Sequence[str | list[dict[str, str]]]
@@ -55,6 +56,21 @@ def flattened(config: RewardFunction) -> list[RewardFunction]:
         return [config]
     parts = [each for part in config.sum for each in flattened(part)]
     return [each.model_copy(update={"weight": each.weight * config.weight}) for each in parts]
+
+
+def fingerprint(config: RewardFunction) -> str:
+    """What tells a grader from another with the same options: of its function's file, or its reward model.
+
+    Raises:
+        ConfigError: The file cannot be read.
+        ModelError: There is no such reward model.
+    """
+    if config.builtin in BY_STAGE:
+        from rlhf.models.loading import Source
+
+        return Source.of(config.options["model"]).fingerprint
+    text = read_source(config) if config.is_file else ""
+    return hashlib.sha256("\0".join([text, *map(fingerprint, config.parts)]).encode()).hexdigest()[:16]
 
 
 class ModelGrader:

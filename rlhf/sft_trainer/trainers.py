@@ -42,7 +42,7 @@ def make_trainer(
     if policy.kind is Kind.SEQ2SEQ:
         return Seq2SeqTrainer(
             model=policy.model,
-            args=training_arguments(Seq2SeqTrainingArguments, config, steps, folder, **settings),
+            args=training_arguments(Seq2SeqTrainingArguments, config, policy.model, steps, folder, **settings),
             train_dataset=data,
             data_collator=DataCollatorForSeq2Seq(policy.tokenizer, policy.model),
             compute_loss_func=_mean_over_tokens,
@@ -54,6 +54,7 @@ def make_trainer(
         args=training_arguments(
             SFTConfig,
             config,
+            policy.model,
             steps,
             folder,
             max_length=None,

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,13 @@ from rlhf.training import processes
 from rlhf.training.config import TrainerConfig
 
 COMPLETE = "complete.json"
-# Options that may be others when a run goes on: they change nothing that was trained.
-_MAY_CHANGE = {"checkpoint_dir", "checkpoint_every", "max_skipped_steps", "eval_batch_size", "save", "base_model"}
+# Options that may be others when a run goes on: they change nothing that was trained, or its rounding alone.
+_MAY_CHANGE = {
+    *("checkpoint_dir", "checkpoint_every", "max_skipped_steps", "eval_batch_size", "save", "base_model"),
+    *("microbatch_tokens", "rollout_tokens", "logits_at_once", "activation_checkpointing"),
+    *("sample_every", "max_bad_rewards", "stop_on_alarm"),
+}
+_MAY_CHANGE_OF_GRADERS = {"timeout_seconds", "memory_gb", "retries", "concurrency"}
 _STEP = re.compile(r"step-(\d{8})")
 
 
@@ -160,22 +165,34 @@ class Checkpoints:
 
 
 def checkpoints_of(
-    stage: str, config: TrainerConfig, *, data: str, template: str, starts_from: str
+    stage: str, config: TrainerConfig, *, data: str, template: str, starts_from: str, rewarded_by: Sequence[str] = ()
 ) -> Checkpoints | None:
     """The checkpoints that a stage's options ask for; None where they ask for none.
 
     Args:
         data, template: Digests of the dataset and of the prompt template.
         starts_from: `rlhf.models.loading.Source.fingerprint` of the model that is trained.
+        rewarded_by: The same of a reward model, and `rlhf.rewards.groups.fingerprint` of graders.
 
     Raises:
         ConfigError: `config.checkpoint_dir` cannot be used.
     """
     if not config.checkpoint_dir:
         return None
-    options = config.model_dump(mode="json", exclude=_MAY_CHANGE)
+    options = _without(_MAY_CHANGE_OF_GRADERS, config.model_dump(mode="json", exclude=_MAY_CHANGE))
     known = {"data_digest": data, "template_digest": template, "starts_from": starts_from}
+    if rewarded_by:
+        known["rewarded_by"] = list(rewarded_by)
     return Checkpoints(config.checkpoint_dir, {"stage": stage, **options, **known})
+
+
+def _without(names: set[str], options: Any) -> Any:
+    """Options, and those in them, without some."""
+    if isinstance(options, list):
+        return [_without(names, each) for each in options]
+    if isinstance(options, dict):
+        return {name: _without(names, value) for name, value in options.items() if name not in names}
+    return options
 
 
 def raise_if_full(error: BaseException, where: str, size: int = 0) -> None:

@@ -67,7 +67,7 @@ class TrainerConfig(StageConfig):
         "cosine", description="Decay after the warm-up, to 0 (constant: none)."
     )
     warmup_steps: int = Field(
-        0, ge=0, description="Optimiser steps over which the learning rate rises linearly from 0."
+        0, ge=0, description="Optimiser steps (in PPO, updates) over which the learning rate rises linearly from 0."
     )
     adam_beta2: float = Field(
         0.999, gt=0, lt=1, description="AdamW's second-moment decay; short runs profit from less, for example 0.98."
@@ -82,7 +82,10 @@ class TrainerConfig(StageConfig):
         "Removed when the stage has finished.",
     )
     checkpoint_every: int = Field(
-        100, ge=1, description="Optimiser steps between checkpoints; one more is written on SIGTERM and at the end."
+        100,
+        ge=1,
+        description="Optimiser steps (in PPO, updates) between checkpoints; one more is written on SIGTERM and at the "
+        "end.",
     )
     seed: int = Field(0, ge=0, description="Seeds new weights, the order of the data and everything drawn at random.")
 

@@ -1,7 +1,10 @@
 """The processes of one training run, as torchrun starts them; without it there is one."""
 
 import os
+from datetime import timedelta
 from typing import Any
+
+PATIENCE = timedelta(hours=2)  # with a process that others wait for: one alone writes a checkpoint, to a store far away
 
 
 def rank() -> int:
@@ -45,7 +48,7 @@ def join() -> None:
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(rank_on_this_node())
-        dist.init_process_group("nccl" if on_gpu else "gloo")
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
 
 
 def any_of(flag: bool) -> bool:

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from rlhf.errors import Stopped, TrainingError
+from rlhf.models.loading import device, working_dtype
 from rlhf.progress import Progress, say
 from rlhf.tracking import Tracker
 from rlhf.training import processes
@@ -66,11 +68,12 @@ class RunState:
 
 
 def training_arguments(
-    kind: type[TrainingArguments], config: TrainerConfig, steps: int, folder: str, **extra: Any
+    kind: type[TrainingArguments], config: TrainerConfig, model: nn.Module, steps: int, folder: str, **extra: Any
 ) -> Any:
     """Arguments of a Trainer subclass from the options that trainers share.
 
     Args:
+        model: What is trained.
         steps: Optimiser steps of the whole run.
         folder: Scratch folder of the trainer.
     """
@@ -84,12 +87,13 @@ def training_arguments(
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_gradient_norm,
         seed=config.seed,
-        bf16=on_gpu,
-        activation_checkpointing=on_gpu,
+        bf16=working_dtype("auto", device()) is torch.bfloat16,
+        activation_checkpointing=on_gpu and model.supports_gradient_checkpointing,
         gradient_checkpointing=None,  # its deprecated name, which TRL sets
         use_cpu=not on_gpu,
         ddp_backend="gloo" if processes.count() > 1 and not on_gpu else None,
         ddp_find_unused_parameters=False,
+        ddp_timeout=int(processes.PATIENCE.total_seconds()),
         dataloader_pin_memory=on_gpu,
         logging_steps=max(1, steps // LOGS_PER_RUN),
         logging_nan_inf_filter=False,  # it would log such a step's loss as 0; see _Watcher.on_log

@@ -5,6 +5,7 @@ With xdist, whose workers have a core each, the demo is run here, and the newcom
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from examples.demo import gold as gold_scores
 from examples.demo import posts
 from examples.demo.__main__ import UNLEASHED
 from pipelines import params
+from rlhf.models.card import ModelCard
 from tests import newcomer
 from tests.chromium import chromium
 from tests.containers import machine
@@ -126,7 +128,10 @@ def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(l
         | {"train_steps": UNLEASHED * values["reinforcement_learning_train_steps"], "kl_coeff": 0.0},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    run(llama_demo, "rlhf.ppo_trainer", "--config", str(tmp_path / "job.yaml"))
+    screen = run(llama_demo, "rlhf.ppo_trainer", "--config", str(tmp_path / "job.yaml"))
+    raised = [int(update) for update in re.findall(r"warning: update (\d+): The reward rose while", screen)]
+    assert min(raised) <= job["options"]["train_steps"] / 2, "well before the end"
+    assert ModelCard.load(tmp_path / "tuned_policy").training["alarms"] >= len(raised)
     gold = gold_scores.measure(
         posts.load_gold(root / "gold"),
         preferences=root / "data/preferences.jsonl",

@@ -8,11 +8,11 @@ import torch
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError, TrainingError
 from rlhf.models.card import ModelCard
-from rlhf.models.scoring import RewardModel
 from rlhf.rewards import builtin
 from rlhf.rewards.combined import Rewards
 from rlhf.rewards.config import RewardFunction
 from rlhf.rewards.groups import flattened, make_grader
+from tests.models import untrained_reward_model
 
 
 def grades(name: str, completions, options=None, **columns):
@@ -192,7 +192,7 @@ def test_an_encoder_that_is_not_there_is_named_before_anything_is_graded(made, t
 def test_a_reward_model_gives_the_scores_that_it_gives_elsewhere(bert_folder, tmp_path):
     template = Template(suffix="TL;DR:")
     torch.manual_seed(0)
-    model = RewardModel.load(bert_folder, template)
+    model = untrained_reward_model(bert_folder, template)
     card = ModelCard(kind="reward_model", base="tiny", template_digest=template.digest, score_shift=-2.5)
     model.save(tmp_path / "model", card)
     options = {"builtin": "reward_model", "options": {"model": f"{tmp_path}/model"}, "weight": 2.0}

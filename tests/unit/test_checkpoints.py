@@ -8,8 +8,12 @@ import pytest
 from fsspec.registry import _registry as clients
 
 from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.models.card import ModelCard
+from rlhf.ppo.config import PPOTrainerConfig
+from rlhf.rewards.config import RewardFunction
+from rlhf.rewards.groups import fingerprint
 from rlhf.training import processes
-from rlhf.training.checkpoints import Checkpoints, raise_if_full
+from rlhf.training.checkpoints import Checkpoints, checkpoints_of, raise_if_full
 from tests import stores
 
 IDENTITY = {"stage": "reward_trainer", "learning_rate": 1e-4, "lora": {"rank": 4}, "data_digest": "abc"}
@@ -147,3 +151,48 @@ def test_nodes_that_do_not_share_the_folder_are_told(state, tmp_path, monkeypatc
     monkeypatch.setattr(processes, "gather", lambda part: [part, None])
     with pytest.raises(ConfigError, match=r"different steps there \(5, None\).*volume that all of them mount"):
         Checkpoints(str(kept), IDENTITY).fetch_latest(tmp_path / "back")
+
+
+@pytest.mark.parametrize(
+    ("changed", "goes_on"),
+    [
+        ({"microbatch_tokens": 100, "rollout_tokens": 100, "logits_at_once": 10}, True),
+        ({"activation_checkpointing": True, "max_bad_rewards": 0.5, "stop_on_alarm": True}, True),
+        ({"reward_functions": [{"function": "f.py:g", "timeout_seconds": 900, "memory_gb": 16}]}, True),
+        ({"reward_functions": [{"function": "f.py:g", "weight": 2.0}]}, False),
+        ({"kl_coeff": 0.3}, False),
+        ({"rewarded_by": ["another reward model"]}, False),
+    ],
+)
+def test_what_a_message_advises_to_change_is_changed_without_losing_the_run(changed, goes_on, state, tmp_path):
+    def of(rewarded_by, **options):
+        config = {"checkpoint_dir": str(tmp_path / "kept"), "reward_functions": [{"function": "f.py:g"}], **options}
+        known = {"data": "d", "template": "t", "starts_from": "m", "rewarded_by": rewarded_by}
+        return checkpoints_of("ppo_trainer", PPOTrainerConfig.parse(config), **known)
+
+    of(["a reward model"]).save(state, 3)
+    again = of(changed.pop("rewarded_by", ["a reward model"]), **changed)
+    if goes_on:
+        assert again.fetch_latest(tmp_path / "back") == 3
+    else:
+        with pytest.raises(ConfigError, match="holds a checkpoint of another run"):
+            again.fetch_latest(tmp_path / "back")
+
+
+def test_a_grader_is_another_one_when_its_file_or_its_reward_model_is(tmp_path):
+    def prints():
+        function = {"function": f"{tmp_path}/grade.py"}
+        return [
+            fingerprint(RewardFunction.parse(options))
+            for options in (function, {"sum": [function, {"http": "http://127.0.0.1/grade"}]}, judge)
+        ]
+
+    judge = {"builtin": "reward_model", "options": {"model": str(tmp_path)}}
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "grade.py").write_text("def grade(prompts, completions, **columns): return [1.0]")
+    ModelCard(kind="reward_model", base="b", data_digest="old").save(tmp_path)
+    before = prints()
+    assert prints() == before
+    (tmp_path / "grade.py").write_text("def grade(prompts, completions, **columns): return [2.0]")
+    ModelCard(kind="reward_model", base="b", data_digest="new").save(tmp_path)
+    assert not set(prints()) & set(before)

@@ -79,12 +79,30 @@ def test_no_copy_of_the_weights_is_held_in_float32_first(llama_folder, monkeypat
 
     def loaded(*arguments, **options):
         model = load(*arguments, **options)
-        held.append(model.dtype)
+        held.append(model[0].dtype)
         return model
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loaded)
     inference_engine("transformers", str(llama_folder), Template(), 4096, "bfloat16")
     assert held == [torch.bfloat16]
+
+
+def test_vllm_is_not_asked_for_a_policy_whose_base_is_held_in_4_bits(policy, monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    policy.model.is_loaded_in_4bit = True
+    assert isinstance(engine("auto", policy), Transformers)
+    with pytest.raises(ConfigError, match="engine: found 'vllm', but its base is held in 4 bits"):
+        engine("vllm", policy)
+
+
+def test_vllm_is_not_asked_for_weights_that_are_spread(policy, monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    spread = (policy, 8, 0.7, 4096, torch.float32, True)
+    assert isinstance(training_engine("auto", *spread), Transformers)
+    with pytest.raises(ConfigError, match="engine: found 'vllm', but its weights are spread over processes"):
+        training_engine("vllm", *spread)
 
 
 class Recorded:
@@ -112,11 +130,15 @@ def test_vllm_is_asked_in_the_words_of_trls_interface(policy, monkeypatch):
     from rlhf.models import vllm
 
     monkeypatch.setattr(vllm, "VLLMGeneration", Recorded)
+    policy.template = Template(prompt_sequence_length=40)
     asked = vllm.VLLM(policy, 8, 0.7)
     asked.follow()
     assert sample(asked, [[3, 4], [3]], torch.rand(2, 8), 0.7) == [[5, 1], [5, 1]]
     assert asked._generation.synced == 1
     assert asked._generation.options["max_completion_length"] == 8
+    assert asked._generation.options["max_model_length"] == 48
+    policy.template = Template(prompt_sequence_length=policy.positions)
+    assert vllm.VLLM(policy, 8, 0.7)._generation.options["max_model_length"] == policy.positions
     assert set(asked._generation.options["generation_kwargs"]["logit_bias"]) == set(policy.forbidden)
     with pytest.raises(ValueError, match="temperature"):
         sample(asked, [[3]], torch.rand(1, 8), 1.0)

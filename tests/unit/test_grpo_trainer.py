@@ -17,9 +17,9 @@ from rlhf.grpo_trainer import GRPOTrainerConfig
 from rlhf.grpo_trainer.stage import run
 from rlhf.models.card import ModelCard
 from rlhf.models.policy import Policy
-from rlhf.models.scoring import RewardModel
 from rlhf.tracking import read_scalars
 from tests import training
+from tests.models import untrained_reward_model
 
 TEMPLATE = Template(prompt_sequence_length=48, target_sequence_length=8)
 GRADERS = """
@@ -246,7 +246,7 @@ def test_the_grader_is_given_prompts_as_in_the_data_and_references(llama_folder,
 def test_builtins_with_models_grade_a_run(llama_folder, bert_folder, job, prompts):
     template = read_dataset(prompts, "prompts")[2]
     torch.manual_seed(0)
-    judge = RewardModel.load(bert_folder, template)
+    judge = untrained_reward_model(bert_folder, template)
     judge.save(job.folder / "judge", ModelCard(kind="reward_model", base="tiny", template_digest=template.digest))
     similar = {"builtin": "similarity", "options": {"model": str(bert_folder)}}
     model = {"builtin": "reward_model", "options": {"model": f"{job.folder}/judge"}, "weight": 3.0}

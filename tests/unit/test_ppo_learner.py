@@ -3,15 +3,22 @@
 import importlib.util
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 
+from rlhf.data.template import Template
 from rlhf.errors import ConfigError, TrainingError
 from rlhf.models import sparing
+from rlhf.models.card import ModelCard
 from rlhf.models.scoring import RewardModel
 from rlhf.ppo import maths
+from rlhf.ppo.learner import Learner
 from rlhf.ppo.networks import Batch, Episode, Networks
+from rlhf.reward_trainer.config import RewardTrainerConfig
+from rlhf.training import processes
+from tests.models import untrained_reward_model
 from tests.ppo import (
     RESPONSE,
     config_of,
@@ -85,6 +92,21 @@ def test_gradients_accumulated_over_micro_batches_are_those_of_the_whole_minibat
         assert torch.allclose(gradient, found[0][0], atol=1e-6)
         assert measured == pytest.approx(found[0][1], abs=1e-6)
     assert found[0][0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("score_position", ["eos", "after_eos"])
+def test_what_stands_under_the_mask_moves_no_loss_and_no_gradient(policy_folder, score_position):
+    learner = learner_of(policy_folder, score_position=score_position, microbatch_tokens=60, logits_at_once=5)
+    rollout = estimated(learner)
+    clean = learner.gradient(rollout, range(8)), gradients(learner)
+    for name, mask in (
+        *((name, rollout.mask) for name in ("log_probs", "advantages")),
+        *((name, rollout.value_mask) for name in ("values", "returns")),
+    ):
+        setattr(rollout, name, torch.where(mask.bool(), getattr(rollout, name), torch.nan))
+    assert not rollout.mask.all()
+    assert learner.gradient(rollout, range(8)) == clean[0]
+    assert torch.equal(gradients(learner), clean[1])
 
 
 @pytest.mark.parametrize("critic", ["shared", "own"])
@@ -188,7 +210,7 @@ def test_a_critic_of_its_own_starts_from_the_reward_model_where_that_reads_the_s
     config = config_of(critic="own")
     for folder, alike in ((llama_folder, True), (bert_folder, False)):
         torch.manual_seed(0)
-        reward_model = RewardModel.load(folder)
+        reward_model = untrained_reward_model(folder)
         with torch.no_grad():
             for parameter in reward_model.model.parameters():
                 parameter.add_(0.01)
@@ -198,6 +220,38 @@ def test_a_critic_of_its_own_starts_from_the_reward_model_where_that_reads_the_s
             embedding, reward_model.model.get_input_embeddings().weight
         )
         assert same == alike
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_critic_of_its_own_values_a_finished_text_as_the_reward_model_does(tuning, llama_folder, tmp_path):
+    torch.manual_seed(0)
+    reward_model, trainee = RewardModel.to_train(llama_folder, Template(), RewardTrainerConfig(tuning=tuning))
+    for parameter in filter(lambda p: p.requires_grad, reward_model.model.parameters()):
+        torch.nn.init.normal_(parameter, std=0.1)
+    card = ModelCard(kind="reward_model", base=trainee.base, template_digest=Template().digest, score_shift=-1.5)
+    reward_model.save(tmp_path, card)
+    config = config_of(critic="own", tuning=tuning, reward_model_weight=2.0, score_position="after_eos")
+    policy = policy_of(llama_folder, config)
+    load = RewardModel.load if tuning == "full" else partial(RewardModel.beside, policy.model)
+    reward_model = load(tmp_path, Template())
+    learner = Learner(config, Networks(policy, config, reward_model), RESPONSE)
+    text, answer = "My brother sold my guitar.\nTL;DR:", "my brother"
+    said = policy.encode_completion(f" {answer}", RESPONSE)
+    rollout = learner.estimate([Episode(policy.encode_prompt(text), said)], torch.zeros(1), 0.0)
+    last = rollout.values[0, len(said)].item()
+    assert last == pytest.approx(2 * reward_model.score([text], [answer])[0], abs=1e-5)
+    assert abs(last + 3.0) > 1e-3, "not the shift alone"
+    scaled = config.model_copy(update={"reward_scaling": "running"})
+    if tuning == "full":
+        assert not Networks(policy, scaled, reward_model).value_head.weight.any()
+
+
+def test_a_checkpoint_takes_memory_of_the_first_process_alone(llama_folder, monkeypatch):
+    learner = learner_of(llama_folder)
+    learner.improve(estimated(learner), 1)
+    assert all(value.numel() for value in learner.state()[0].values())
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert not any(value.numel() for value in learner.state()[0].values())
 
 
 def test_options_that_do_not_fit_are_refused():
@@ -271,14 +325,23 @@ def test_deepspeed_that_is_not_installed_is_asked_for_in_vain():
         require_deepspeed()
 
 
-def test_activations_computed_again_change_no_gradient(policy_folder):
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_activations_computed_again_change_no_gradient(policy_folder, tuning):
     found = []
     for again in (False, True):
-        learner = learner_of(policy_folder, activation_checkpointing=again, critic="own")
+        learner = learner_of(policy_folder, activation_checkpointing=again, critic="own", tuning=tuning)
+        shake(learner)  # the critic's adapter is not the policy's
         rollout = estimated(learner)
         learner.gradient(rollout, range(8))
         found.append(gradients(learner))
     assert torch.allclose(*found, atol=1e-7)
+
+
+def shake(learner) -> None:
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for _, parameter in learner.networks.named_parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.mark.slow
@@ -298,7 +361,7 @@ def test_bfloat16_keeps_weights_in_float32_and_is_near(policy_folder):
         learner = learner_of(policy_folder, precision=precision)
         rollout = estimated(learner)
         measured = learner.gradient(rollout, range(8))
-        assert measured["update_kl"] == 0, "the ratio is 1 in any precision"
+        assert measured["update_kl"] == 0, "the ratio of the whole batch is 1 in any precision"
         assert {p.dtype for _, p in learner.networks.named_parameters()} == {torch.float32}
         found.append(gradients(learner))
     assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.98

@@ -9,7 +9,8 @@ from rlhf.errors import Stopped, TrainingError
 from rlhf.models.engines import Transformers
 from rlhf.ppo.loop import RewardScale, RunState, _finite, _scaled, prompt_batch, sample, summary
 from rlhf.ppo.networks import Networks
-from rlhf.rewards.combined import Scored
+from rlhf.rewards.combined import Rewards, Scored
+from rlhf.rewards.config import RewardFunction
 from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.interruption import Interruption
 from tests.ppo import LetterReward, WordReward, config_of, policy_of, prompts_of, run_of
@@ -51,7 +52,7 @@ def test_the_kl_penalty_holds_the_policy_back(llama_folder):
 
 
 def test_the_same_seed_gives_the_same_run_whatever_is_sampled_at_once(policy_folder):
-    (one, first), (other, second) = (run_small(policy_folder, rollout_tokens=tokens) for tokens in (10**6, 10**6))
+    (one, first), (other, second) = (run_small(policy_folder, rollout_tokens=tokens) for tokens in (10**6, 1))
     assert first.history["ppo/reward"] == second.history["ppo/reward"]
     for a, b in zip(one.policy.model.parameters(), other.policy.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -90,6 +91,15 @@ def test_scores_are_standardised_by_the_first_updates_and_stay_on_that_scale():
     assert first.mean().item() == pytest.approx(0)
     assert first.std().item() == pytest.approx(1)
     assert _scaled(config, scale, torch.tensor([2.0, 2.0]), [True] * 2).tolist() == pytest.approx([0, 0])
+
+
+def test_a_scale_is_taken_from_the_first_rewards_that_are_not_all_the_same():
+    config, scale = config_of(reward_scaling="standardise", missing_eos_score=None), RewardScale()
+    assert _scaled(config, scale, torch.zeros(4), [True] * 4).tolist() == [0] * 4
+    scaled = _scaled(config, scale, torch.tensor([1.0, 0.0, 0.0, 0.0]), [True] * 4)
+    assert scaled.max().item() == pytest.approx((1 - 1 / 8) / torch.tensor([1.0] + [0] * 7).std().item())
+    assert _scaled(config, scale, torch.tensor([9.0]), [True]).item() > 20, "and stays there"
+    assert scale.count == 8
 
 
 def test_running_statistics_are_those_of_all_rewards_so_far_and_clipping_bounds_the_rest():
@@ -149,6 +159,48 @@ def test_prompts_held_out_are_measured_and_shown_but_not_trained_on(llama_folder
     state = run_of(networks, config, LetterReward(), prompts[4:], held_out=prompts[:4])
     assert [update for update, _ in state.history["eval/reward"]] == [0, 2, 3]
     assert {example["id"] for example in state.examples} <= {prompt.id for prompt in prompts[:4]}
+    assert all(value > 0 for _, value in state.history["eval/entropy"])
+    kl = dict(state.history["eval/kl"])
+    assert abs(kl[0]) < 1e-4 < abs(kl[3]), "of the policy that it started from"
+    assert [example["kl"] is not None for example in state.examples] == [True] * len(state.examples)
+
+
+def test_without_prompts_held_out_completions_of_training_are_shown(llama_folder):
+    _, state = run_small(llama_folder, eval_every=2)
+    assert [example["update"] for example in state.examples] == [2, 2, 3, 3]
+    assert all(example["completion"] and math.isfinite(example["score"]) for example in state.examples)
+
+
+class Constant(LetterReward):
+    def score(self, prompts, completions):
+        return [2.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reward", "options"),
+    [
+        ("constant_reward", Constant(), {"train_steps": 6}),
+        ("cut_off", None, {"train_steps": 6, "response_length": 1}),
+        ("kl_blow_up", None, {"train_steps": 2, "learning_rate": 0.3, "max_gradient_norm": 100.0}),
+    ],
+)
+def test_a_run_in_which_something_goes_wrong_says_so(kind, reward, options, llama_folder):
+    _, state = run_small(llama_folder, reward, missing_eos_score=None, **options)
+    assert kind in [alarm.kind for alarm in state.alarms]
+
+
+def test_a_process_without_prompts_of_its_own_asks_no_function(monkeypatch):
+    class Asked:
+        faults, reads_rendered = {}, False
+
+        def __init__(self):
+            self.config = RewardFunction(http="http://127.0.0.1/grade")
+
+        def grade(self, prompts, completions, columns):
+            raise AssertionError("asked about nothing")
+
+    scored = Rewards(None, 1.0, [Asked()]).score([], [], [], {"id": []})
+    assert (scored.total, list(scored.parts.values()), scored.faults) == ([], [[]], {})
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -214,7 +214,7 @@ def test_checking_a_reference_loads_no_torch():
 def test_a_card_is_read_as_it_was_saved(tmp_path):
     card = ModelCard(kind="reward_model", base="org/base", template_digest="t", data_digest="d", score_shift=-0.5)
     card.save(tmp_path)
-    assert ModelCard.load(tmp_path, "reward_model") == card
+    assert ModelCard.load(tmp_path) == card
     assert card.versions["rlhf"]
 
 
@@ -222,14 +222,12 @@ def test_a_card_is_read_as_it_was_saved(tmp_path):
     ("kind", "expected"), [("reward_model", "policy"), ("policy", "reward_model"), ("base", "reward_model")]
 )
 def test_a_model_of_another_kind_is_refused(tmp_path, kind, expected):
-    ModelCard(kind=kind, base="b").save(tmp_path)
-    with pytest.raises(ModelError, match=rf"rlhf.json: found a model of kind '{kind}', expected '{expected}'"):
-        ModelCard.load(tmp_path, expected)
+    with pytest.raises(ModelError, match=rf"{tmp_path}: found a model of kind '{kind}', expected '{expected}'"):
+        ModelCard(kind=kind, base="b").require_kind(expected, tmp_path)
 
 
 def test_a_base_serves_as_an_untuned_policy(tmp_path):
-    ModelCard(kind="base", base="b").save(tmp_path)
-    assert ModelCard.load(tmp_path, "policy").kind == "base"
+    ModelCard(kind="base", base="b").require_kind("policy", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ import torch
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models.card import ModelCard
+from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
 from tests.conftest import CHAT_TEMPLATE
+from tests.models import untrained_reward_model
 
 PROMPTS = ["My brother sold my guitar.\nTL;DR:", "So this is about my boss. Should I sue them?\nTL;DR:"]
 COMPLETIONS = ["my brother sold my guitar", "should i sue"]
@@ -14,7 +16,7 @@ COMPLETIONS = ["my brother sold my guitar", "should i sue"]
 @pytest.fixture(params=["llama", "bert", "t5"])
 def reward_model(request) -> RewardModel:
     torch.manual_seed(0)
-    return RewardModel.load(request.getfixturevalue(f"{request.param}_folder"))
+    return untrained_reward_model(request.getfixturevalue(f"{request.param}_folder"))
 
 
 def test_scores_do_not_depend_on_the_batch_or_its_order(reward_model):
@@ -22,6 +24,38 @@ def test_scores_do_not_depend_on_the_batch_or_its_order(reward_model):
     alone = [reward_model.score([p], [c])[0] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5)
     assert reward_model.score(PROMPTS[::-1], COMPLETIONS[::-1])[::-1] == pytest.approx(together, abs=1e-5)
+
+
+def test_a_score_has_all_its_digits_where_the_model_computes_in_bfloat16(reward_model):
+    exact = torch.tensor(reward_model.score(PROMPTS, COMPLETIONS))
+    with torch.autocast("cpu", torch.bfloat16):
+        near = torch.tensor(reward_model.score(PROMPTS, COMPLETIONS))
+    assert torch.allclose(near, exact, atol=0.1)
+    assert not torch.equal(near.bfloat16().float(), near)
+
+
+def test_a_model_without_a_score_head_is_no_reward_model(llama_folder, bert_folder, tmp_path):
+    for folder in (llama_folder, bert_folder):
+        with pytest.raises(ModelError, match=r"has no weights for (score|.*classifier.*), which would be random"):
+            RewardModel.load(folder)
+
+
+def test_a_policy_is_not_taken_for_a_reward_model_nor_the_other_way_round(llama_folder, tmp_path):
+    torch.manual_seed(0)
+    untrained_reward_model(llama_folder).save(tmp_path / "judge", ModelCard(kind="reward_model", base="tiny"))
+    Policy.load(llama_folder).save(tmp_path / "policy", ModelCard(kind="policy", base="tiny"))
+    with pytest.raises(ModelError, match="found a model of kind 'policy', expected 'reward_model'"):
+        RewardModel.load(tmp_path / "policy")
+    with pytest.raises(ModelError, match="found a model of kind 'reward_model', expected 'policy'"):
+        Policy.load(tmp_path / "judge")
+
+
+def test_a_classifier_without_a_card_is_no_policy_either(pythia_folder, tmp_path):
+    card = ModelCard(kind="reward_model", base="tiny")
+    untrained_reward_model(pythia_folder).save(tmp_path, card)
+    (tmp_path / "rlhf.json").unlink()
+    with pytest.raises(ModelError, match=r"its checkpoint has no (lm_head|embed_out)\.weight, which a GPTNeoX"):
+        Policy.load(tmp_path)
 
 
 def test_the_score_depends_on_the_prompt_and_on_the_completion(reward_model):
@@ -38,7 +72,7 @@ def test_a_saved_model_gives_the_same_scores_its_shift_included(reward_model, tm
 
 
 def test_an_encoder_reads_a_pair_with_one_separator_between(bert_folder):
-    model = RewardModel.load(bert_folder)
+    model = untrained_reward_model(bert_folder)
     row = model.encode("My brother", "sold my guitar")
     separator, start = model.tokenizer.sep_token_id, model.tokenizer.cls_token_id
     assert row["input_ids"].count(separator) == 2, "one between the texts and one at the end"
@@ -49,7 +83,7 @@ def test_an_encoder_reads_a_pair_with_one_separator_between(bert_folder):
 
 
 def test_a_causal_model_reads_prompt_completion_and_one_eos(llama_folder):
-    model = RewardModel.load(llama_folder)
+    model = untrained_reward_model(llama_folder)
     ids = model.encode("My brother.\nTL;DR:", "sold my guitar")["input_ids"]
     assert ids[-1] == model.tokenizer.eos_token_id
     assert ids.count(model.tokenizer.eos_token_id) == 1
@@ -57,7 +91,7 @@ def test_a_causal_model_reads_prompt_completion_and_one_eos(llama_folder):
 
 
 def test_a_text_beyond_the_models_positions_is_refused_with_its_length(llama_folder):
-    model = RewardModel.load(llama_folder)
+    model = untrained_reward_model(llama_folder)
     with pytest.raises(ModelError, match=r"do not fit its 512 positions"):
         model.score(["guitar " * 600], ["sold"])
 
@@ -65,7 +99,7 @@ def test_a_text_beyond_the_models_positions_is_refused_with_its_length(llama_fol
 def test_a_model_that_counts_positions_from_behind_its_padding_has_fewer(bert_folder, tmp_path):
     from transformers import RobertaConfig, RobertaForSequenceClassification
 
-    tokenizer = RewardModel.load(bert_folder).tokenizer
+    tokenizer = untrained_reward_model(bert_folder).tokenizer
     config = RobertaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -89,7 +123,7 @@ def test_a_classifier_with_other_than_one_label_is_refused(bert_folder, tmp_path
     from transformers import BertForSequenceClassification
 
     BertForSequenceClassification.from_pretrained(bert_folder, num_labels=3).save_pretrained(tmp_path)
-    RewardModel.load(bert_folder).tokenizer.save_pretrained(tmp_path)
+    untrained_reward_model(bert_folder).tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="3 labels, expected 1"):
         RewardModel.load(tmp_path)
 
@@ -110,7 +144,7 @@ CHAT = Template(chat_template=CHAT_TEMPLATE, special_tokens={"bos_token": "<s>"}
 
 
 def test_a_causal_model_reads_a_chat_with_its_marks_and_one_beginning_of_sequence(chat_folder):
-    model = RewardModel.load(chat_folder, CHAT)
+    model = untrained_reward_model(chat_folder, CHAT)
     prompt = CHAT.render("My <|im_end|> guitar")
     ids = model.encode(prompt, "sold")["input_ids"]
     tokenizer = model.tokenizer
@@ -124,6 +158,6 @@ def test_a_causal_model_reads_a_chat_with_its_marks_and_one_beginning_of_sequenc
 
 def test_an_encoder_reads_a_chat_without_the_policys_marks(bert_folder):
     prompt = CHAT.render("My <|im_end|> guitar")
-    chat = RewardModel.load(bert_folder, CHAT).encode(prompt, "sold")
-    plain = RewardModel.load(bert_folder).encode("user\nMy <|im_end|> guitar\nassistant", "sold")
+    chat = untrained_reward_model(bert_folder, CHAT).encode(prompt, "sold")
+    plain = untrained_reward_model(bert_folder).encode("user\nMy <|im_end|> guitar\nassistant", "sold")
     assert chat == plain

@@ -20,7 +20,7 @@ from transformers import (
 
 from rlhf.models import generation, sparing
 from rlhf.models.policy import Policy
-from rlhf.models.scoring import RewardModel
+from tests.models import untrained_reward_model
 
 PROMPTS = ["My brother sold my guitar.\nTL;DR:", "So this is about my boss. Should I sue them?\nTL;DR:", "a\nTL;DR:"]
 SIZE = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
@@ -94,7 +94,7 @@ def test_completions_are_those_of_the_whole_computation(at_once, llama_folder, m
 
 def test_scores_are_those_of_the_whole_computation(llama_folder, monkeypatch):
     torch.manual_seed(0)
-    model = RewardModel.load(llama_folder)
+    model = untrained_reward_model(llama_folder)
     texts = (PROMPTS, ["my brother sold", "should i sue", "b"])
     seen: list[int] = []
     positions_in(model.model.model.layers[-1].mlp.up_proj, seen)
