@@ -23,7 +23,7 @@ COMPLETE = "complete.json"
 # Options that may be others when a run goes on: they change nothing that was trained, or its rounding alone.
 _MAY_CHANGE = {
     *("checkpoint_dir", "checkpoint_every", "max_skipped_steps", "eval_batch_size", "save", "base_model"),
-    *("microbatch_tokens", "rollout_tokens", "logits_at_once", "activation_checkpointing"),
+    *("microbatch_tokens", "rollout_tokens", "logits_at_once", "tokens_per_forward", "activation_checkpointing"),
     *("sample_every", "max_bad_rewards", "stop_on_alarm"),
 }
 _MAY_CHANGE_OF_GRADERS = {"timeout_seconds", "memory_gb", "retries", "concurrency"}

@@ -67,6 +67,22 @@ def test_special_tokens_but_eos_are_never_sampled_and_have_no_probability(policy
     assert probabilities.sum().item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.5])
+def test_tokens_are_sampled_as_often_as_the_softmax_at_the_temperature_has_it(policy, temperature):
+    prompt, count = policy.encode_prompt(PROMPTS[0]), 500
+    evenly = (torch.arange(count)[:, None] + 0.5) / count  # each token then comes as often as its share, within one
+    sampled = torch.tensor(policy.generate([prompt] * count, 1, temperature, draws=evenly))[:, 0]
+    with torch.no_grad():
+        inputs = {"input_ids": torch.tensor([prompt])}
+        if policy.kind == "seq2seq":
+            inputs["decoder_input_ids"] = torch.tensor([[policy.model.generation_config.decoder_start_token_id]])
+        logits = policy.model(**inputs).logits[0, -1]
+    logits[policy.forbidden] = float("-inf")
+    expected = count * torch.softmax(logits / temperature, -1)
+    assert ((torch.bincount(sampled, minlength=len(expected)) - expected).abs() <= 1.01).all()
+    assert (expected > 5).any()
+
+
 def test_a_completion_ends_in_eos_or_is_as_long_as_allowed(policy):
     _, responses = responses_of(policy, temperature=3.0)
     for ids in responses:
