@@ -164,7 +164,7 @@ def conclude(
             "accuracy_prompt_swapped": gold.clean_swapped.rate,
             "one_fact": {kind: gold.one_fact[kind].rate for kind in posts.FACTS},
         },
-        "ppo": {name: ppo[name] for name in ("reward_before", "reward_after", "kl")},
+        "ppo": {name: ppo[name] for name in ("reward_before", "reward_after", "kl", "alarms")},
         "evaluation": {
             **{name: evaluation.get(name) for name in ("rouge_l_before", "rouge_l_after", "win_rate")},
             "win_rate_ci": [evaluation.get("win_rate_low"), evaluation.get("win_rate_high")],

@@ -53,7 +53,8 @@ def run(config: PublisherConfig, *, model: str, evaluation: str, published: str)
             adapter whose base is not there.
         TrainingError: There is no room.
     """
-    card = ModelCard.load(model, "policy")
+    card = ModelCard.load(model)
+    card.require_kind("policy", model)
     if card.kind == "base":
         raise ModelError(f"model {model!r}: only names its base model, expected one that was tuned; publish that one")
     template = Template.load(evaluation)
