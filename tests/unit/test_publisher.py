@@ -154,7 +154,8 @@ def test_a_whole_model_is_not_loaded_and_only_what_a_server_reads_is_published(l
 def test_what_is_published_is_a_model_for_the_pipelines_stages_too(llama_folder, tmp_path):
     publish(tune(llama_folder, tmp_path / "model", "lora"), tmp_path)
     references.check(str(tmp_path / "served"), "large_model_reference")
-    card = ModelCard.load(tmp_path / "served", "policy")
+    card = ModelCard.load(tmp_path / "served")
+    card.require_kind("policy", "served")
     card.require_template(Template.load(tmp_path / "served"), "served")
     assert Policy.load(tmp_path / "served").card == card
 
