@@ -8,19 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import params
 from rlhf.ppo.alarms import ADVICE, OVER_OPTIMISATION, Alarm, Alarms
 from rlhf.ppo_trainer.config import PPOTrainerConfig
 
 # Logged by runs of examples/demo, rounded: {run: {tag: [[update, value], ...]}}.
 RECORDED = json.loads((Path(__file__).parents[1] / "data" / "ppo_demo_histories.json").read_text())
-DEMO = Path(__file__).parents[2] / "examples" / "demo"
 UNLEASHED = [run for run in RECORDED if "kl_coeff 0," in run]
 HELD = [run for run in RECORDED if run not in UNLEASHED]
 
 UPDATES = 40
 EVALUATIONS = range(0, UPDATES + 1, 4)
 CONFIG = PPOTrainerConfig(batch_size=128, held_out_prompts=64, kl_limit=10)
+DEMO = CONFIG.model_copy(update={"kl_limit": 4})  # as its parameter files have it
 
 
 def every_update(course, noise: float = 0.0) -> list[tuple[int, float]]:
@@ -65,14 +64,9 @@ def kinds(alarms: list[Alarm]) -> list[str]:
     return [alarm.kind for alarm in alarms]
 
 
-def options_of(run: str) -> PPOTrainerConfig:
-    """The demo's own."""
-    return PPOTrainerConfig.parse(params.read(DEMO / f"{run.partition(',')[0]}.yaml")["ppo"])
-
-
 @pytest.mark.parametrize("run", UNLEASHED)
 def test_the_demo_without_a_kl_penalty_is_called_over_optimised_before_half_of_it_is_over(run):
-    raised = replay(RECORDED[run], options_of(run))
+    raised = replay(RECORDED[run], DEMO)
     first = next(alarm for alarm in raised if alarm.over_optimised)
     assert first.update <= 40
     assert len(RECORDED[run]["ppo/reward"]) == 80
@@ -80,7 +74,7 @@ def test_the_demo_without_a_kl_penalty_is_called_over_optimised_before_half_of_i
 
 @pytest.mark.parametrize("run", HELD)
 def test_the_demo_with_its_own_kl_penalty_raises_nothing(run):
-    assert replay(RECORDED[run], options_of(run)) == []
+    assert replay(RECORDED[run], DEMO) == []
 
 
 def test_a_good_run_raises_nothing():
