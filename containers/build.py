@@ -153,21 +153,29 @@ def push(names: dict[str, str], cache: bool = False) -> None:
 
 
 def _check_tag_is_free(name: str) -> None:
-    """A tag may only be pushed again with the same content."""
+    """A tag may only be pushed again with the same content.
+
+    An image's id is the digest of its config; where Docker keeps images in containerd's store, of its manifest.
+    """
     try:
-        local = engine.run("image", "inspect", "--format", "{{.Id}}", name).strip()
+        (inspected,) = json.loads(engine.run("image", "inspect", name))
     except engine.EngineError as error:
         if "No such image" in str(error):
             raise ImageError(f"{name}: not built here; run `make build` with the same REGISTRY and TAG") from None
         raise
     insecure = ["--insecure"] if re.match(r"(localhost|127\.0\.0\.1)[:/]", name) else []
     try:
-        manifest = json.loads(engine.run("manifest", "inspect", *insecure, name))
+        found = json.loads(engine.run("manifest", "inspect", "--verbose", *insecure, name))
     except engine.EngineError as error:
         if re.search(r"no such manifest|manifest unknown|not found", str(error)):
             return
         raise
-    if manifest.get("config", {}).get("digest") != local:
+    digests = {inspected["Id"], *(each.rpartition("@")[2] for each in inspected.get("RepoDigests") or [])}
+    for manifest in found if isinstance(found, list) else [found]:  # a list, where it is of several platforms
+        config = (manifest.get("SchemaV2Manifest") or manifest.get("OCIManifest") or {}).get("config", {})
+        if {manifest["Descriptor"]["digest"], config.get("digest")} & digests:
+            break
+    else:
         raise ImageError(f"{name}: the registry has this tag with other content; commit, or name another TAG")
 
 

@@ -67,6 +67,7 @@ CURES = {
     "… took more than … s, so its process was ended": "Make it faster, or give it more `timeout_seconds`.",
     # Evaluation and curves
     "BERTScore: bert-score cannot be imported (…)": "`pip install bert-score`.",
+    "evaluation.others.…: …": "Name a file of predictions that the stages can read, as bulk_inference writes it.",
     "predictions and evaluation do not pair up: … ids are in all of them": (
         "Run bulk_inference for both models on the evaluation's dataset."
     ),

@@ -64,7 +64,7 @@ fail}}}` sets one. Duplicates, contradictory labels and training rows with a pro
 with `duplicates`, `contradictions` and `shared_prompts` set to `quarantine` put aside. Checks that need the texts
 themselves look at 5,000 rows of each dataset, drawn by a hash; the report gives 95 % intervals.
 
-Checks judge the data as it came, before rows are put aside.
+Pairs and overlaps between datasets are judged as they came, before such rows are put aside; all else as it is written.
 
 E-mail addresses, phone numbers and keys are counted, and masked wherever rows are shown. They stay in the data.
 """

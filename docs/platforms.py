@@ -85,9 +85,10 @@ stage with an accelerator tolerates the taint of the accelerator's name, and get
 VERTEX = """
 ### `vertex`
 
-What is your project's own, for profiles of platform `vertex`. Stages with accelerators run as custom jobs, which take
-the run's `tensorboard_resource_id` (it needs `service_account`) and `encryption_spec_key_name`. `spot` takes spot
-machines; with `checkpoint_dir` a stage that was started again goes on where it was.
+What is your project's own, for profiles of platform `vertex`. Stages run as custom jobs, on the `machine` that is named
+or the smallest that fits, with `disk` (100 GB at least) and `timeout_hours`. They take the run's service account,
+network, `encryption_spec_key_name` and, with accelerators, `tensorboard_resource_id`, for which the service account
+must be named. `spot` takes spot machines; with `checkpoint_dir` a stage that was started again goes on where it was.
 """
 
 KSERVE_TEXT = """
@@ -188,7 +189,14 @@ def render() -> str:
     columns = ("Profile", "What it is", "Largest models")
     shipped = [(f"`{name}`", load_profile(name).description, _models(load_profile(name))) for name in names()]
     machines = [
-        (f"`{name}`", f"`{m.accelerator}`", ", ".join(map(str, m.counts)), str(m.cpus), str(m.memory_gb), _only(m))
+        (
+            f"`{name}`",
+            f"`{m.accelerator}`" if m.accelerator else "",
+            ", ".join(map(str, filter(None, m.counts))),
+            str(m.cpus),
+            str(m.memory_gb),
+            _only(m),
+        )
         for name, m in MACHINES.items()
     ]
     devices = [(f"`{name}`", f"{memory:g}") for name, memory in DEVICES.items()]

@@ -17,6 +17,8 @@ from components.images import ImageError
 USER = 10001
 SHARED_MEMORY = "1g"
 
+_running: set[Any] = set()
+
 
 def runner(readable: Iterable[Path]) -> local.DockerRunner:
     """What runs each task in a container: no root, no writing but to /tmp and to the pipeline's outputs.
@@ -81,6 +83,7 @@ def run_container(client: docker.DockerClient, image: str, command: list[str], v
     container = None
     try:
         container = client.containers.create(image=image, command=command, volumes=volumes, **options)
+        _running.add(container)
         container.start()
         for chunk in container.logs(stream=True):
             print(decoder.decode(chunk), end="")
@@ -93,5 +96,13 @@ def run_container(client: docker.DockerClient, image: str, command: list[str], v
         return 1
     finally:
         if container:
+            _running.discard(container)
             with contextlib.suppress(docker.errors.APIError):  # gone, or somebody is about it
                 container.remove(force=True)
+
+
+def end_running() -> None:
+    """End the containers that `run_container` waits for, in whichever threads."""
+    for container in list(_running):
+        with contextlib.suppress(docker.errors.APIError):  # it has ended by itself
+            container.kill()

@@ -12,16 +12,19 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 import psutil
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
+from kfp.local import task_dispatcher
+from kfp.local.status import Status
 
 from pipelines.tasks import tasks_of
 
@@ -67,10 +70,10 @@ def run(
 
     Raises:
         StageFailed: A stage did not come through.
-        KeyboardInterrupt: On Ctrl-C and SIGTERM, after the running stage has been ended.
+        KeyboardInterrupt: On Ctrl-C and SIGTERM, after the running stages have been ended.
     """
     root = Path(root)
-    with _aloud(runner):
+    with _aloud(runner), _ending_with_us(runner):
         return _run(pipeline, arguments, root, runner or local.SubprocessRunner(use_venv=False))
 
 
@@ -104,7 +107,7 @@ def _run(pipeline: BaseComponent, arguments: dict[str, Any], root: Path, runner:
     log_path = root / "run.log"
     with log_path.open("w", encoding="utf-8") as log:
         console = _Console(log, sys.stdout, _display_names(pipeline))
-        with _quiet(), _children_end_with_us(), _stages_find_the_terminal(), _printing_to(console):
+        with _quiet(), _stages_find_the_terminal(), _printing_to(console):
             local.init(runner, pipeline_root=str(root))
             try:
                 return pipeline(**arguments).outputs
@@ -230,22 +233,49 @@ def _stages_find_the_terminal() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _children_end_with_us() -> Iterator[None]:
-    """End what is still running when this ends early, whether by Ctrl-C, SIGTERM or an error."""
+def _ending_with_us(runner: local.DockerRunner | None) -> Iterator[None]:
+    """End what is still running when this ends early, whether by Ctrl-C, SIGTERM or an error, and start nothing more.
+
+    Of a loop, kfp.local waits for the stages that run and for those that are still to come before an interrupt gets
+    any further: they are ended by who catches the signal.
+    """
+    interrupted = threading.Event()
+    end = _end_children
+    if runner is not None:
+        from pipelines.containers import end_running as end
 
     def interrupt(*_: object) -> None:
+        interrupted.set()
+        end()
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    start = task_dispatcher.run_single_task_implementation
+    before = {sent: signal.getsignal(sent) for sent in (signal.SIGTERM, signal.SIGINT)}
+    if before[signal.SIGINT] is signal.SIG_IGN:  # as a shell's background jobs have it
+        del before[signal.SIGINT]
     try:
+        task_dispatcher.run_single_task_implementation = _unless(interrupted, start)
+        for sent in before:
+            signal.signal(sent, interrupt)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        children = psutil.Process().children(recursive=True)
-        for child in children:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.terminate()
-        _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_END)
-        for child in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
+        task_dispatcher.run_single_task_implementation = start
+        end()
+
+
+def _unless(interrupted: threading.Event, start: Callable) -> Callable:
+    """Start a task, or have it failed before it is started."""
+    return lambda *args, **given: ({}, Status.FAILURE) if interrupted.is_set() else start(*args, **given)
+
+
+def _end_children() -> None:
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(children, timeout=SECONDS_TO_END)
+    for child in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()

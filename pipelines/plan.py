@@ -28,7 +28,8 @@ def job_of(model: str, values: dict[str, Any], tuning: str | None = None) -> Job
 
     Args:
         model: As `large_model_reference`.
-        values: Parameters of the `rlhf` pipeline; of `rft`, where there is a grader among them.
+        values: Parameters of the `rlhf` pipeline; of `rft`, where there is a grader among them. Where they name data,
+            and no demonstrations, there is no SFT; where they name none, all stages are planned.
         tuning: Of all three trainers, where their options do not say; None leaves it to them.
 
     Raises:
@@ -50,12 +51,15 @@ def job_of(model: str, values: dict[str, Any], tuning: str | None = None) -> Job
         inference = options(BulkInferenceConfig, "inference")
         policy = size_of(model)
         return Job(policy, policy, *lengths, None, reward, PPOTrainerConfig(**same), inference, grpo)
+    sft = options(SFTTrainerConfig, "sft")
+    if values.get("prompt_dataset") and not values.get("demonstration_dataset"):
+        sft = None
     return Job(
         policy=size_of(model),
         scalar=size_of(reward.base_model or model, scalar=True),
         prompt_length=lengths[0],
         response_length=lengths[1],
-        sft=options(SFTTrainerConfig, "sft"),
+        sft=sft,
         reward=reward,
         ppo=options(PPOTrainerConfig, "ppo"),
         inference=options(BulkInferenceConfig, "inference"),

@@ -117,6 +117,7 @@ def build(place: Placement) -> BaseComponent:
             eval_dataset=eval_dataset,
             demonstration_dataset=demonstration_dataset,
             large_model_reference=large_model_reference,
+            reward=reward,
             ppo=ppo,
             evaluation=evaluation,
         )

@@ -68,7 +68,8 @@ class Tracker:
             for file in self._folder.glob("events.out.tfevents.*"):
                 fs.put_file(str(file), f"{folder.rstrip('/')}/{file.name}")
         except Exception as error:
-            say("tensorboard", f"{redacted(self._mirror)} cannot be written to, no more is streamed: {error}")
+            where, why = redacted(self._mirror), redacted(str(error))
+            say("tensorboard", f"{where} cannot be written to, no more is streamed: {why}")
             self._mirror = ""
         self._mirrored = time.monotonic()
 

@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from examples.demo.__main__ import UNLEASHED
+from pipelines import params
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -17,6 +22,38 @@ def run(folder: Path, *command: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def stages_of(folder: Path) -> Path:
+    """Folder of what the stages of the demo in `folder` wrote."""
+    return next((folder / "build/demo/run").glob("rlhf-*"))
+
+
+def unleashed(arch: str, folder: Path, outputs: Path) -> int:
+    """PPO once more on the policy and the reward model of the demo in `folder`, with nothing to hold it back.
+
+    Args:
+        outputs: Folder for what the stage writes, and for `screen.txt`.
+
+    Returns:
+        Updates.
+    """
+    stages = stages_of(folder)
+    values = params.read(REPOSITORY / "examples" / "demo" / f"{arch}.yaml")
+    updates = UNLEASHED * values["reinforcement_learning_train_steps"]
+    job = {
+        "inputs": {
+            "prompts": str(stages / "data-validation/prompts"),
+            "policy": str(stages / "sft-trainer/policy"),
+            "reward_model": str(stages / "reward-trainer/reward_model"),
+        },
+        "outputs": {name: str(outputs / name) for name in ("tuned_policy", "samples", "report", "tensorboard")},
+        "options": values["ppo"] | {"train_steps": updates, "kl_coeff": 0.0},
+    }
+    (outputs / "job.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    screen = run(folder, "rlhf.ppo_trainer", "--config", str(outputs / "job.yaml"))
+    (outputs / "screen.txt").write_text(screen, encoding="utf-8")
+    return updates
 
 
 def assert_better_by_gold(folder: Path) -> None:

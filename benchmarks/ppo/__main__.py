@@ -8,6 +8,8 @@ import json
 import os
 from pathlib import Path
 
+import torch
+
 from benchmarks.measured import CORES, ROOT
 from benchmarks.ppo import quality, speed
 from benchmarks.ppo.workloads import WORKLOADS
@@ -17,7 +19,10 @@ _QUALITY = "time_to_quality"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=(*WORKLOADS, _QUALITY), default=(*WORKLOADS, _QUALITY))
+    here = [name for name, workload in WORKLOADS.items() if torch.cuda.is_available() or not workload.gpu]
+    if left_out := WORKLOADS.keys() - here:
+        print(f"no GPU here, so without {', '.join(sorted(left_out))}", flush=True)
+    parser.add_argument("--only", nargs="+", choices=(*here, _QUALITY), default=(*here, _QUALITY))
     parser.add_argument("--updates", type=int, default=4, help="of each run; the first does not count")
     parser.add_argument("--times", type=int, default=3, help="runs of each, of which the median counts")
     parser.add_argument("--demo", type=Path, default=quality.DEMO, help="folder of a finished `make demo`")

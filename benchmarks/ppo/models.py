@@ -19,7 +19,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from benchmarks.ppo.workloads import EOS, PAD, SPECIAL, UNK, WORKLOADS, Workload, word
+from benchmarks.ppo.workloads import EOS, PAD, SPECIAL, UNK, Workload, word
 
 _NEVER = -25.0  # logit of a token that is not to be sampled, against about 0 of the others
 _CONSTANT = 300.0  # dimension 0 of the residual stream, in norms of an embedding: dwarfs all others of it
@@ -129,5 +129,5 @@ def _tokenizer(size: int, pairs: bool) -> PreTrainedTokenizerFast:
 
 if __name__ == "__main__":
     job = json.loads(Path(sys.argv[1]).read_text())
-    write(WORKLOADS[job["workload"]], Path(job["folder"]))
+    write(Workload(**job["workload"]), Path(job["folder"]))
     Path(sys.argv[2]).write_text("null")

@@ -73,6 +73,7 @@ def main(job: dict[str, Any], target: Path) -> None:
         "lengths": lengths,
         "phases": phases,
         "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0,
         "completions": [
             [(int(row["id"]), row["completion"]) for row in of_update]
             for _, of_update in groupby(rows, key=lambda row: row["update"])

@@ -170,4 +170,6 @@ def _peer(demo: Demo, seed: int, rate: float) -> dict[str, Any]:
         "seed": seed,
         "standardise": options.reward_scaling == "standardise",
         "completions": True,
+        "lora": None,
+        "gpu": False,
     }

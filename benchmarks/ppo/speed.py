@@ -4,6 +4,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,11 +12,12 @@ from typing import Any
 
 from benchmarks.measured import measure
 from benchmarks.ppo.runs import COUNTED, OURS, SCRIPTS, peer_python
-from benchmarks.ppo.workloads import Workload
+from benchmarks.ppo.workloads import WORKLOADS, Workload
 
 _CRITIC = {"same": "own", "default": "shared"}
 # Huang et al. 2024, but a learning rate so small that lengths stay as they were made.
 _LEARNING_RATE, _KL, _VALUE = 3e-6, 0.05, 0.1
+_RANK, _ALPHA = 16, 32.0  # of an adapter on all linear layers
 _COUNTED_UPDATES = 2  # counts do not vary as times do, but prompts and answers differ in length
 
 
@@ -45,7 +47,7 @@ def _prepared(workload: Workload, peers: Path, updates: int) -> Iterator[Callabl
     python = peer_python(workload.peer, peers)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        measure([sys.executable, "-m", "benchmarks.ppo.models"], {"workload": workload.name, "folder": name}, folder)
+        measure([sys.executable, "-m", "benchmarks.ppo.models"], {"workload": asdict(workload), "folder": name}, folder)
         job = {
             "policy": str(folder / "policy"),
             "reward": str(folder / "reward"),
@@ -71,6 +73,7 @@ def summary(result: dict[str, Any], batch: int) -> dict[str, Any]:
         "seconds_an_update": seconds,
         "mean_response_tokens": statistics.fmean(result["lengths"]),
         "peak_rss_gb": result["peak_rss"] / 1e9,
+        "peak_gpu_gb": result["peak_gpu"] / 1e9,
         "seconds_by_phase": {
             phase: statistics.median(seconds[1:]) for phase, seconds in result.get("phases", {}).items()
         },
@@ -80,22 +83,25 @@ def summary(result: dict[str, Any], batch: int) -> dict[str, Any]:
 
 
 def ratios(runs: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, float]:
-    """Ours over the peer's, by medians; the memory of a system is the worst over TRL 1.12's workloads."""
-    found, memory = {}, {}
+    """Ours over the peer's, by medians; the memory of a system is the worst over TRL 1.12's workloads on a CPU."""
+    found, memory, of_gpu = {}, {}, {}
     for workload, by_system in runs.items():
+        on_gpu = WORKLOADS[workload].gpu
+        measures = ("episodes_per_second", "peak_gpu_gb" if on_gpu else "peak_rss_gb")
         median = {
-            system: {key: statistics.median(run[key] for run in measured) for key in _MEASURES}
+            system: {key: statistics.median(run[key] for run in measured) for key in measures}
             for system, measured in by_system.items()
         }
         for system in by_system.keys() - {"peer"}:
             key = _key(system, workload)
-            speed, rss = (median[system][measure] / median["peer"][measure] for measure in _MEASURES)
-            found[key], memory[key] = speed, rss
+            found[key], used = (median[system][measure] / median["peer"][measure] for measure in measures)
+            (of_gpu if on_gpu else memory)[key] = used
     for system in _CRITIC:
         of_system = [rss for key, rss in memory.items() if key.startswith(f"{system}_")]
         if of_system:
             found[f"rss_{system}"] = max(of_system)
-    return found | {f"rss_{key}": rss for key, rss in memory.items()}
+    found |= {f"rss_{key}": rss for key, rss in memory.items()}
+    return found | {f"gpu_memory_{key}": used for key, used in of_gpu.items()}
 
 
 def fewer_operations(counts: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -109,9 +115,6 @@ def fewer_operations(counts: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def _key(system: str, workload: str) -> str:
     return workload if workload == "t5" else f"{system}_{workload}"
-
-
-_MEASURES = ("episodes_per_second", "peak_rss_gb")
 
 
 def _peer(workload: Workload, updates: int, seed: int) -> dict[str, Any]:
@@ -129,6 +132,8 @@ def _peer(workload: Workload, updates: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "standardise": False,
         "completions": False,
+        "lora": (_RANK, _ALPHA) if workload.tuning == "lora" else None,
+        "gpu": workload.gpu,
     }
 
 
@@ -147,6 +152,9 @@ def _ours(workload: Workload, updates: int, system: str, seed: int) -> dict[str,
         "missing_eos_penalty": 1.0,
         "held_out_prompts": 0,
         "seed": seed,
+        "tuning": workload.tuning,
+        "lora": {"rank": _RANK, "alpha": _ALPHA},
+        "activation_checkpointing": False,
     }
     lengths = {
         "prompt_sequence_length": workload.longest_prompt,

@@ -34,6 +34,10 @@ class Workload:
     microbatch_tokens: int = 750
     """Ours, padding included: fewer than the peer's 8 episodes have, for memory is measured too."""
     temperature: float = 0.7
+    tuning: str = "full"
+    """Or `lora`: both systems have no reference of their own then, but the policy without its adapter."""
+    gpu: bool = False
+    """Needs one; both systems compute in bfloat16 over weights in float32, and keep their activations."""
 
     @property
     def end_probability(self) -> float:
@@ -65,5 +69,23 @@ WORKLOADS = {
         Workload("short_answers", "trl_1_12", _DEFAULT, mean_response=25.0),
         # TRL 0.11 knows no temperature in its log-probabilities. As many tokens as it takes; no memory is aimed at.
         Workload("t5", "trl_0_11", _DEFAULT, architecture="t5", temperature=1.0, microbatch_tokens=1500),
+        *(
+            Workload(
+                f"gpu_{tuning}",
+                "trl_1_12",
+                _DEFAULT,
+                layers=20,
+                hidden=2048,  # with this vocabulary 1.1 billion weights
+                vocabulary=32_000,
+                shortest_prompt=128,
+                longest_prompt=512,
+                response=128,
+                batch=64,
+                microbatch_tokens=5120,  # as many as the peer's 8 episodes have
+                tuning=tuning,
+                gpu=True,
+            )
+            for tuning in ("full", "lora")
+        ),
     )
 }

@@ -13,6 +13,7 @@ def data_fingerprint(
     eval_dataset: str = "",
     demonstration_dataset: str = "",
     grader: dict = {},
+    reward: dict = {},
     ppo: dict = {},
     evaluation: dict = {},
 ) -> str:
@@ -20,13 +21,14 @@ def data_fingerprint(
 
     Args:
         prompt_dataset: As data_validation's.
-        large_model_reference: As data_validation's; its files count where it is a URI.
+        large_model_reference: As data_validation's; its files count where it is a URI or an absolute path.
         preference_dataset: As data_validation's.
         eval_dataset: As data_validation's.
         demonstration_dataset: As data_validation's.
         grader: As data_validation's. The files of graders count, here and in the options of stages.
+        reward: Options of reward_trainer; the files of a `base_model` count as those of large_model_reference.
         ppo: Options of ppo_trainer.
-        evaluation: Options of evaluator.
+        evaluation: Options of evaluator; the files of `others` count.
 
     Returns:
         A digest; another each time where a store does not say enough.
@@ -46,5 +48,5 @@ def data_fingerprint(
                 "demonstration_dataset": demonstration_dataset,
             },
             large_model_reference,
-            [grader, ppo, evaluation],
+            [grader, reward, ppo, evaluation],
         )

@@ -185,7 +185,8 @@ class Serving(_Part):
 
     image: str = Field(
         pattern=r"(:[\w][\w.-]*|@sha256:[0-9a-f]{64})$",
-        description="Of the server, with a tag or digest: one that has vLLM, and that Vertex AI can pull.",
+        description="Of the server, with a tag or digest, which Vertex AI can pull. With the `args` below it must have "
+        "vLLM, and Run:ai's streamer with support of gs://, as vllm/vllm-openai has since v0.11.1.",
     )
     command: list[str] = Field([], description="Empty: the image's own.")
     args: list[str] = Field(
@@ -228,11 +229,19 @@ class Vertex(_Part):
 
     flex_start: bool = Field(False, description="Wait for machines to come free (Dynamic Workload Scheduler).")
     max_wait_hours: int = Field(24, ge=1, le=24 * 7, description="With flex_start: how long.")
-    disk_type: Literal["pd-ssd", "pd-standard", "pd-balanced", "hyperdisk-balanced"] = "pd-ssd"
-    service_account: str = Field("", pattern=r"^$|@", description="That jobs run as; empty: the project's default.")
-    network: str = Field("", pattern=r"^$|^projects/[0-9]+/global/networks/[^/]+$", description="VPC to peer with.")
+    disk_type: Literal["pd-ssd", "pd-standard", "pd-balanced", "hyperdisk-balanced"] = Field(
+        "pd-ssd", description="Of stages with accelerators; others have pd-ssd."
+    )
+    service_account: str = Field(
+        "", pattern=r"^$|@", description="That stages run as; empty: the run's, SERVICE_ACCOUNT of `make submit`."
+    )
+    network: str = Field(
+        "",
+        pattern=r"^$|^projects/[0-9]+/global/networks/[^/]+$",
+        description="VPC to peer with; empty: the run's, NETWORK of `make submit`.",
+    )
     labels: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")], str] = {}
-    env: dict[Variable, str] = Field({}, description="Of stages with accelerators; no place for tokens.")
+    env: dict[Variable, str] = Field({}, description="Of every stage; no place for tokens.")
     secrets: dict[Variable, SecretVersion] = Field(
         {},
         description="Environment variables that every stage fills from Secret Manager when it starts, by the version "
@@ -314,7 +323,7 @@ class Profile(_Part):
                 raise ValueError(f"stages.{stage}.machine is for Vertex; take node_selector on Kubernetes")
             if self.platform == "vertex" and (resources.device or resources.shm):
                 raise ValueError(f"stages.{stage}: device and shm are for Kubernetes")
-            if self.platform == "vertex" and resources.accelerator:
+            if self.platform == "vertex":
                 try:
                     machine_type(resources, self.vertex.flex_start)
                 except ValueError as error:
@@ -352,14 +361,14 @@ def size(quantity: str) -> int:
 
 
 def machine_type(resources: Resources, flex_start: bool = False) -> str:
-    """The machine type of Vertex for a stage with accelerators.
+    """The machine type of Vertex for a stage.
 
     Raises:
         ValueError: There is no such machine, or not with so many accelerators, cores or so much memory.
     """
     named = resources.machine
     if resources.accelerator not in {machine.accelerator for machine in MACHINES.values()}:
-        offered = sorted({machine.accelerator for machine in MACHINES.values()})
+        offered = sorted({machine.accelerator for machine in MACHINES.values() if machine.accelerator})
         raise ValueError(f"accelerator: found {resources.accelerator!r}, expected one of {', '.join(offered)}")
     if named and named not in MACHINES:
         raise ValueError(f"machine: found {named!r}, expected one of {', '.join(MACHINES)}")
@@ -372,15 +381,15 @@ def machine_type(resources: Resources, flex_start: bool = False) -> str:
     if named:
         raise ValueError(f"machine {named} {lacks[named]}")
     raise ValueError(
-        f"no machine has {resources.count} {resources.accelerator}, {resources.cpu} cores and {resources.memory} "
-        f"of memory{'' if resources.spot or flex_start else ' outside spot and flex_start'}"
+        f"no machine has {resources.count} {resources.accelerator or 'accelerators'}, {resources.cpu} cores and "
+        f"{resources.memory} of memory{'' if resources.spot or flex_start else ' outside spot and flex_start'}"
     )
 
 
 def _lacking(machine: Machine, resources: Resources, flex_start: bool) -> str:
     """Why a machine does not do; empty where it does."""
     if machine.accelerator != resources.accelerator:
-        return f"has {machine.accelerator}, not {resources.accelerator}"
+        return f"has {machine.accelerator or 'no accelerator'}, not {resources.accelerator or 'none'}"
     if resources.count not in machine.counts:
         return f"has {' or '.join(map(str, machine.counts))} accelerators, not {resources.count}"
     if resources.cpu > machine.cpus:
@@ -426,6 +435,11 @@ def stage_of(component: BaseComponent) -> str:
     """The stage a component is the face of, or is a part of and shares the image and the resources with."""
     stage = component.name.replace("-", "_")
     return {"data_fingerprint": "data_validation"}.get(stage, stage)
+
+
+def is_stage(component: BaseComponent) -> bool:
+    """Whether a component is a stage itself, not a part of one."""
+    return component.name.replace("-", "_") in STAGES
 
 
 def request(task: dsl.PipelineTask, image: str, resources: Resources) -> None:

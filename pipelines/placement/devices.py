@@ -21,14 +21,15 @@ class Machine:
 
     Args:
         cpus, memory_gb: All of it; a stage has the machine to itself.
+        accelerator: None where it is for stages without one.
         counts: Accelerators that it can have.
         only_preemptible: Whether it is let for spot and flex-start jobs alone.
     """
 
     cpus: int
     memory_gb: int
-    accelerator: str
-    counts: tuple[int, ...]
+    accelerator: str | None = None
+    counts: tuple[int, ...] = (0,)
     only_preemptible: bool = False
 
 
@@ -61,4 +62,15 @@ MACHINES = {
     "a3-highgpu-8g": Machine(208, 1872, "NVIDIA_H100_80GB", (8,)),
     "a3-megagpu-8g": Machine(208, 1872, "NVIDIA_H100_MEGA_80GB", (8,)),
     "a3-ultragpu-8g": Machine(224, 2952, "NVIDIA_H200_141GB", (8,)),
+    "e2-standard-4": Machine(4, 16),
+    "e2-standard-8": Machine(8, 32),
+    "e2-standard-16": Machine(16, 64),
+    "e2-standard-32": Machine(32, 128),
+    "e2-highmem-4": Machine(4, 32),
+    "e2-highmem-8": Machine(8, 64),
+    "e2-highmem-16": Machine(16, 128),
+    "n2-highmem-32": Machine(32, 256),
+    "n2-highmem-48": Machine(48, 384),
+    "n2-highmem-64": Machine(64, 512),
+    "n2-highmem-80": Machine(80, 640),
 }

@@ -11,6 +11,7 @@ from pipelines.placement.cluster import Kubernetes, Resources
 
 VARIABLE = "RLHF_TRAINJOB"
 SECRETS = "/etc/rlhf/secrets"
+SECRETS_VARIABLE = "RLHF_SECRETS_FOLDER"  # must be what rlhf.training.node reads
 # Of the pod that starts the nodes: it copies files and waits.
 LAUNCHER = {"cpu": 2, "memory": "8Gi"}
 # In the namespaces of Kubeflow's profiles Istio would put a proxy into each pod, which then never ends, and through
@@ -62,7 +63,7 @@ def trainjob(cluster: Kubernetes, resources: Resources, image: str, env: dict[st
             resources.accelerator: str(resources.count),
         },
         "devices": resources.count,
-        "env": {**env, "RLHF_SECRETS": SECRETS},
+        "env": {**env, SECRETS_VARIABLE: SECRETS},
         "pod": {name: value for name, value in spec.items() if value},
         "mounts": mounts,
         "labels": NO_PROXY | cluster.labels,

@@ -129,15 +129,17 @@ def _submit_to_vertex(
             "tensorboard_resource_id": arguments.get("tensorboard_resource_id"),
         }
     )
-    if arguments.get("tensorboard_resource_id") and not profile.vertex.service_account:
+    if arguments.get("tensorboard_resource_id") and not (profile.vertex.service_account or given.service_account):
         raise SubmitError(
-            "tensorboard_resource_id: Vertex AI streams from jobs that have a service account of their own; name it in "
-            "the profile's vertex.service_account"
+            "tensorboard_resource_id: Vertex AI streams from jobs that have a service account of their own; set "
+            "SERVICE_ACCOUNT=, or name it in the profile's vertex.service_account"
         )
     try:
         profile.check_region(given.location)
     except ProfileError as error:
         raise SubmitError(str(error)) from error
+    if key:  # the run's own jobs take it from there, whichever way it was given
+        arguments = {**arguments, "encryption_spec_key_name": key}
     labels = vertex.labels(given.label)
     platform = _connect(given)
     _warn(said)

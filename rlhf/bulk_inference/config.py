@@ -13,7 +13,7 @@ class BulkInferenceConfig(StageConfig):
     temperature: float = Field(
         0.7, ge=0, description="Sampling temperature; 0 is greedy. 0.7 is what Huang et al. 2024 train and sample at."
     )
-    samples: int = Field(1, ge=1, description="Completions of each prompt. The evaluator compares one of each.")
+    samples: int = Field(1, ge=1, description="Completions of each prompt. The evaluator compares the first of each.")
     seed: int = Field(
         0,
         ge=0,

@@ -9,6 +9,7 @@ import xxhash
 
 from rlhf.bulk_inference.config import BulkInferenceConfig
 from rlhf.bulk_inference.journal import Journal, Line
+from rlhf.data.file_systems import redacted
 from rlhf.data.store import read_dataset
 from rlhf.errors import ConfigError, DataError, Stopped
 from rlhf.progress import Progress, say
@@ -111,7 +112,7 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
                 if interruption.requested and done < len(work):
                     raise Stopped(
                         f"stopped by SIGTERM after {done:,} of {len(work):,} completions, which are kept in "
-                        f"{journal.uri}; run again to go on"
+                        f"{redacted(journal.uri)}; run again to go on"
                     )
         journal.lines.update(waiting)
     seconds = time.monotonic() - started

@@ -1,6 +1,7 @@
 """Decide whether the data is worth a training run: read it, check it, convert it, and say what was found."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import sys
@@ -10,6 +11,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,11 +33,14 @@ from rlhf.data_validation.resolve import resolve
 from rlhf.data_validation.steps import StepCount
 from rlhf.data_validation.suffix import detect
 from rlhf.data_validation.tokens import load_tokenizer
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.metrics import percent
 from rlhf.models import references
 from rlhf.progress import Progress, say
 from rlhf.report.page import write_page
+
+if TYPE_CHECKING:
+    from rlhf.evaluator.config import EvaluatorConfig
 
 STAGE = "data_validation"
 ROWS_FOR_SUFFIX = 10_000  # of each source, from its beginning, tell how prompts end
@@ -81,7 +86,8 @@ def run(
 
     Raises:
         ConfigError: An option of another stage is unknown, of the wrong type or out of range; a grader's file cannot
-            be read or has no such function; or no model can be written to `publish_to`.
+            be read or has no such function; a file of `evaluation.others` cannot be read; or no model can be written
+            to `publish_to`.
         ModelError: The model reference cannot be used, or it has no chat template and is to have one.
         DataError: A source cannot be read or has no row that can be used; a check fails whose action is fail; the
             prompts of two sources end differently; there are fewer than two prompts with preferences, or, without
@@ -289,7 +295,12 @@ def _check_options_and_models(config: DataValidationConfig) -> None:
     reward = RewardTrainerConfig.parse(config.reward, "reward")
     ppo = PPOTrainerConfig.parse(config.ppo, "ppo")
     grpo = GRPOTrainerConfig.parse(config.grpo, "grpo")
-    BulkInferenceConfig.parse(config.inference, "inference")
+    inference = BulkInferenceConfig.parse(config.inference, "inference")
+    if inference.format == "vertex" and inference.samples > 1:
+        raise ConfigError(
+            f"inference.samples: found {inference.samples} with format vertex, expected 1: its lines have no ids, so "
+            "the evaluator joins them by position; take format canonical for several"
+        )
     evaluation = EvaluatorConfig.parse(config.evaluation, "evaluation")
     if not config.preference_dataset and grpo.grader is None:
         raise ConfigError(
@@ -298,6 +309,7 @@ def _check_options_and_models(config: DataValidationConfig) -> None:
     for grader in (grpo.grader, *ppo.reward_functions, evaluation.grader, *evaluation.graders):
         if grader is not None:
             check_grader(grader)
+    _check_evaluation(evaluation)
 
     models = {"large_model_reference": config.large_model_reference, "reward.base_model": reward.base_model}
     for parameter, reference in models.items():
@@ -306,6 +318,24 @@ def _check_options_and_models(config: DataValidationConfig) -> None:
             references.check(reference, parameter)
     if config.publish_to:
         _check_destination(config)
+
+
+def _check_evaluation(evaluation: "EvaluatorConfig") -> None:
+    """What would end the last stage. The judge's key is not looked for: it may be in the evaluator's pod alone."""
+    from rlhf.evaluator.predictions import read_predictions
+
+    for name, path in evaluation.others.items():
+        try:
+            read_predictions(path)
+        except DataError as error:
+            raise ConfigError(f"evaluation.others.{name}: {error}") from error
+    if evaluation.bertscore_model and importlib.util.find_spec("bert_score") is None:
+        # The evaluator may run in another image.
+        say(
+            STAGE,
+            "warning: evaluation.bertscore_model needs the package bert-score, which is not installed here and in no "
+            "image of the project; add it to the evaluator's, or leave the option empty",
+        )
 
 
 def _check_destination(config: DataValidationConfig) -> None:

@@ -14,6 +14,8 @@ from scipy.special import expit
 from scipy.stats import bootstrap, norm
 from sklearn.linear_model import LogisticRegression
 
+from rlhf.metrics import WinRate
+
 # Weak: ten wins of ten have log-odds of 5, not of infinity. AlpacaEval's, where it does not search for one.
 INVERSE_PENALTY = 100.0
 Z = float(norm.ppf(0.975))
@@ -102,6 +104,12 @@ def length_controlled(
     found, low, high = _logistic(design, judged, np.arange(len(rows)), np.eye(2), at_equal, seed, resamples)
     rate, low, high = (float(expit(ends[0])) for ends in (found, low, high))
     return Controlled(rate, low, high, None if equal else float(found[1]), len(rows))
+
+
+def ties_half(wins: WinRate) -> float | None:
+    """(wins + ties / 2) / judged: what `length_controlled` gives where length has no effect; None of nothing judged."""
+    judged = wins.wins + wins.losses + wins.ties
+    return (wins.wins + wins.ties / 2) / judged if judged else None
 
 
 def paired_difference(before: Sequence[float], after: Sequence[float], seed: int = 0) -> Interval | None:

@@ -1,10 +1,12 @@
 """Options of the evaluator."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlhf.config import StageConfig
 from rlhf.evaluator.judge import JudgeConfig
 from rlhf.rewards.config import RewardFunction
+
+TAKEN = {"before", "after", "reference", "predictions_before", "predictions_after", "evaluation"}
 
 
 class EvaluatorConfig(StageConfig):
@@ -33,6 +35,13 @@ class EvaluatorConfig(StageConfig):
         le=1,
         description="Share of completions. Promote only if those that end by themselves did not fall by more.",
     )
+    max_not_judged: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of pairs. Promote only if no more of them stayed without a judgement by who decides, for a "
+        "win rate says nothing of these. A grader that leaves rows out on purpose needs more.",
+    )
     rouge_stemming: bool = Field(
         False, description="ROUGE over Porter stems. Off as in Hugging Face `evaluate`; set it to compare with others."
     )
@@ -49,7 +58,9 @@ class EvaluatorConfig(StageConfig):
         {}, description="Files of predictions of further models by name, for the ranking of more than two."
     )
     bertscore_model: str = Field(
-        "", description="Model for BERTScore, where the bert-score package is installed; empty takes none."
+        "",
+        description="Model for BERTScore; empty takes none. It needs the bert-score package, which no image has: add "
+        "it to the evaluator's.",
     )
     side_by_side_rows: int = Field(
         2000, ge=0, description="Prompts in the side-by-side browser; of more, a seeded random choice."
@@ -58,3 +69,12 @@ class EvaluatorConfig(StageConfig):
     seed: int = Field(
         0, ge=0, description="Seeds bootstrap intervals, and the choice of the prompts shown side by side."
     )
+
+    @field_validator("others")
+    @classmethod
+    def _are_others(cls, others: dict[str, str]) -> dict[str, str]:
+        if taken := sorted(TAKEN & set(others)):
+            raise ValueError(
+                f"names other than {', '.join(sorted(TAKEN))}, which stand for what is compared; rename {taken[0]!r}"
+            )
+        return others

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from rlhf.data.template import Template
@@ -12,7 +12,7 @@ from rlhf.evaluator.compare import Controlled, length_controlled, outcomes_of
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.judge import judge
 from rlhf.evaluator.pairs import Pair
-from rlhf.metrics import WinRate, win_rate_of
+from rlhf.metrics import WinRate, percent, win_rate_of
 from rlhf.models.card import ModelCard
 from rlhf.progress import Progress
 
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 STAGE = "evaluator"
 REWARD_MODEL, GRADER = "reward model", "grader"
+OWNED = {REWARD_MODEL: "reward", GRADER: "grade"}
+"""Slugs of who may decide, by name. Nobody else gets either, whether they judge in this run or not."""
+MEASURED = {
+    *("rouge_1", "rouge_2", "rouge_l", "rouge_lsum", "bleu", "chrf", "bertscore"),
+    *("tokens", "ended", "empty", "repetition", "copied", "distinct_1", "distinct_2", "entropy"),
+    *("reward_beyond_training", "rows_with"),
+}
+"""What stands before `_before`, `_after` or `_reference` in other metrics, and so is no judge's slug."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,35 @@ class Judgement:
     """Scores by position, where the judge gives scores."""
     reference: Mapping[str, float] = field(default_factory=dict)
     """Scores of the references by id."""
-    others: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    others: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
     """Scores of further models by name."""
     remarks: Sequence[str] = ()
+    slug: str = ""
+    """The name as part of a metric's; empty until `told_apart` gives one, but for who may decide."""
 
-    @property
-    def slug(self) -> str:
-        """The name as part of a metric's."""
-        if self.name in (REWARD_MODEL, GRADER):
-            return {REWARD_MODEL: "reward", GRADER: "grade"}[self.name]
-        return "".join(c if c.isalnum() else "_" for c in self.name.lower())
+
+def told_apart(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """The same, in their order, each with a name and a slug that no other has.
+
+    Who may decide keeps name and slug. Of others of one name, or of one that is taken, later ones are numbered from 2
+    as in training: two graders `grade` are `grade_2` and `grade_3`, for `grade` is the run's grader.
+    """
+    names, slugs = set(OWNED), {*OWNED.values(), *MEASURED}
+    found = []
+    for judgement in judgements:
+        name, slug, number = judgement.name, judgement.slug, 1
+        if not slug:
+            while name in names or (slug := _slug(name)) in slugs:
+                number += 1
+                name = f"{judgement.name}_{number}"
+        names.add(name)
+        slugs.add(slug)
+        found.append(replace(judgement, name=name, slug=slug))
+    return found
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
 
 
 def by_reward_model(
@@ -96,6 +123,7 @@ def by_reward_model(
         reference=dict(zip((p.id for p in with_reference), references, strict=True)),
         others=parts,
         tie_margin=config.tie_margin,
+        slug=OWNED[REWARD_MODEL],
     )
     return judgement, model.card
 
@@ -131,7 +159,6 @@ def by_run_grader(config: EvaluatorConfig, pairs: Sequence[Pair], template: Temp
         raise TrainingError(
             f"evaluation.grader: it gave no completion a grade ({faults[0] if faults else 'only None'})"
         )
-    remarks = [f"{len(faults):,} completions could not be graded, the first: {faults[0]}."] if faults else []
     known = [] if references is None else zip(with_reference, references.total, strict=True)
     main = _by_scores(
         GRADER,
@@ -140,9 +167,10 @@ def by_run_grader(config: EvaluatorConfig, pairs: Sequence[Pair], template: Temp
         totals.pop("before"),
         totals.pop("after"),
         reference={p.id: grade for p, grade in known if math.isfinite(grade)},
-        others={name: grades for name, grades in totals.items() if None not in grades},
+        others=totals,
         tie_margin=config.tie_margin,
-        remarks=remarks,
+        remarks=_on_faults(faults),
+        slug=OWNED[GRADER],
     )
     names = list(found["before"].parts) if len(parts) > 1 else []
     of_parts = [
@@ -158,6 +186,10 @@ def _finite(grade: float | None) -> float | None:
     return grade if grade is not None and math.isfinite(grade) else None
 
 
+def _on_faults(faults: Sequence[str]) -> list[str]:
+    return [f"{len(faults):,} completions could not be graded, the first: {faults[0]}."] if faults else []
+
+
 def by_graders(config: EvaluatorConfig, pairs: Sequence[Pair], template: Template) -> list[Judgement]:
     """Judgements of the functions that the options name.
 
@@ -165,16 +197,22 @@ def by_graders(config: EvaluatorConfig, pairs: Sequence[Pair], template: Templat
         ConfigError: One cannot be loaded.
         TrainingError: One raises, hangs or does not return a grade for each completion.
     """
+    from rlhf.rewards.combined import Rewards
     from rlhf.rewards.groups import make_grader
 
     found = []
+    texts, prompts = [p.prompt for p in pairs], [p.original for p in pairs]
+    columns = {"id": [p.id for p in pairs], "reference": [p.reference for p in pairs]}
     for grader in config.graders:
-        columns = {"id": [p.id for p in pairs], "reference": [p.reference for p in pairs]}
-        with closing(make_grader(grader, template)) as function:
-            prompts = [p.prompt if function.reads_rendered else p.original for p in pairs]
-            before = function.grade(prompts, [p.before.prediction for p in pairs], columns)
-            after = function.grade(prompts, [p.after.prediction for p in pairs], columns)
-        found.append(_by_scores(grader.name, config, pairs, [*map(_finite, before)], [*map(_finite, after)]))
+        with Rewards(None, 1.0, [make_grader(grader, template)]) as rewards:
+            scored = [
+                rewards.score(texts, prompts, completions, columns)
+                for completions in ([p.before.prediction for p in pairs], [p.after.prediction for p in pairs])
+            ]
+        # The part, not the total: weights do not matter here.
+        before, after = ([_finite(grade) for grade in each.parts[grader.name]] for each in scored)
+        faults = [words for each in scored for words in each.faults.values()]
+        found.append(_by_scores(grader.name, config, pairs, before, after, remarks=_on_faults(faults)))
     return found
 
 
@@ -193,16 +231,27 @@ def by_language_model(config: EvaluatorConfig, pairs: Sequence[Pair]) -> Judgeme
             [p.after.prediction for p in pairs],
             progress.update,
         )
-    unjudged = sum(outcome is None for outcome in judged.outcomes)
     remarks = []
     if judged.disagreed:
-        remarks.append(
-            f"{judged.disagreed:,} of {len(pairs):,} pairs were judged the other way round when the two completions "
-            "were shown in the other order; they count as ties."
+        answered = sum(
+            outcome is not None and pair.before.prediction != pair.after.prediction
+            for pair, outcome in zip(pairs, judged.outcomes, strict=True)
         )
-    if unjudged:
+        remarks.append(
+            f"{judged.disagreed:,} of the {answered:,} pairs that it was asked about and answered "
+            f"({percent(judged.disagreed / answered)}) were judged the other way round when the two completions were "
+            "shown in the other order; they count as ties."
+        )
+    failed = sum(judged.failures.values())
+    if failed:
         causes = ", ".join(f"{cause}: {count:,}" for cause, count in sorted(judged.failures.items()))
-        remarks.append(f"{unjudged:,} pairs were not judged ({causes or 'not asked'}) and count for nothing.")
+        remarks.append(f"{failed:,} pairs could not be judged ({causes}) and count for nothing.")
+    not_asked = sum(outcome is None for outcome in judged.outcomes) - failed
+    if not_asked:
+        remarks.append(
+            f"{not_asked:,} pairs were not asked about, for more than judge.max_rows ({config.judge.max_rows:,}) were "
+            "there; they count for nothing."
+        )
     return _judgement(f"judge {config.judge.model}", config, pairs, judged.outcomes, remarks=remarks)
 
 

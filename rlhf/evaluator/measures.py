@@ -58,6 +58,8 @@ def measure(
         found[side] = health.health([p.prompt for p in pairs], [p.prediction for p in predictions], ended)
         known = all(p.finish_reason is not None for p in predictions)
         flat |= _of_health(side, found[side], known) | {f"tokens_{side}": fmean(p.tokens for p in predictions)}
+    changed = paired_difference(list(by_id["before"].values()), list(by_id["after"].values()), config.seed)
+    flat |= {"rouge_l_change_low": changed.low, "rouge_l_change_high": changed.high} if changed else {}
     for judgement in judgements:
         flat |= _of_judgement(config, judgement, judgement is judgements[0])
     beyond = _beyond(judgements[0], card)

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from rlhf.data.chat import without_marks
 from rlhf.evaluator import health
+from rlhf.evaluator.compare import ties_half
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.judgements import REWARD_MODEL, Judgement
 from rlhf.evaluator.measures import Measures
@@ -114,12 +115,16 @@ def remarks(result: Evaluation) -> list[Remark]:
 
 
 def _changes(result: Evaluation) -> dict[str, float]:
-    """By how much each judge, and ROUGE-L, finds the tuned model better, in units of its own."""
+    """By how much each judge, and ROUGE-L, finds the tuned model better, in units of its own; 0 where the 95 % interval
+    does not say which of the two."""
     m = result.metrics
-    changes = {"ROUGE-L": m["rouge_l_after"] - m["rouge_l_before"]} if "rouge_l_after" in m else {}
+    changes = {}
+    if "rouge_l_change_low" in m and not m["rouge_l_change_low"] <= 0 <= m["rouge_l_change_high"]:
+        changes["ROUGE-L"] = m["rouge_l_after"] - m["rouge_l_before"]
     for judgement in result.judgements:
-        if judgement.wins.rate is not None:
-            changes[judgement.name] = judgement.wins.rate - 0.5
+        wins = judgement.wins
+        if wins.rate is not None:
+            changes[judgement.name] = 0.0 if wins.low <= 0.5 <= wins.high else wins.rate - 0.5
     return changes
 
 
@@ -164,15 +169,11 @@ def _prompt_sensitivity(reward_logs: Mapping[str, Series]) -> list[Remark]:
 def _numbers(result: Evaluation) -> Markup:
     m = result.metrics
     unit, slug = result.unit.capitalize(), result.main.slug
-    controlled, wins = result.main.controlled, result.main.wins
-    if controlled.rate is None or wins.rate is None:
-        win = ("Win rate", "none", f"all {wins.ties:,} pairs are ties")
-    else:
-        interval = f"{percent(controlled.low)} to {percent(controlled.high)} (95\u00a0% interval)"
-        win = ("Win rate", percent(controlled.rate), f"at equal lengths; {interval}")
+    graded = f"{slug}_after" in m
+    change = _signed(m[f"{slug}_after"] - m[f"{slug}_before"]) if graded else "–"
     cards = [
-        win,
-        (unit, _signed(m[f"{slug}_after"] - m[f"{slug}_before"]), "mean, after minus before"),
+        ("Win rate", *_win_rate(result.main)),
+        (unit, change, "mean, after minus before"),
         ("KL", f"{m['kl']:.2f}" if "kl" in m else "–", "nats per completion"),
         ("Length", f"{m['tokens_after']:.1f}", f"tokens, {m['tokens_before']:.1f} before"),
     ]
@@ -183,7 +184,9 @@ def _numbers(result: Evaluation) -> Markup:
         cards.append(("ROUGE-L", f"{m['rouge_l_after']:.3f}", f"{m['rouge_l_before']:.3f} before; decides nothing"))
     references = [p.reference for p in result.pairs if p.reference is not None]
     texts = ([p.before.prediction for p in result.pairs], [p.after.prediction for p in result.pairs], references)
-    rows = [_row(f"{unit}, mean", m[f"{slug}_before"], m[f"{slug}_after"], m.get(f"{slug}_reference"))]
+    rows = []
+    if graded:
+        rows.append(_row(f"{unit}, mean", m[f"{slug}_before"], m[f"{slug}_after"], m.get(f"{slug}_reference")))
     rows += [
         _row(f"{judgement.name}, mean", m[f"{judgement.slug}_before"], m[f"{judgement.slug}_after"])
         for judgement in result.judgements[1:]
@@ -209,6 +212,17 @@ def _numbers(result: Evaluation) -> Markup:
     return tiles(cards) + table(["", "before", "after", "change", "reference"], rows, caption)
 
 
+def _win_rate(main: Judgement) -> tuple[str, str]:
+    """A figure, and what it is."""
+    wins, controlled = main.wins, main.controlled
+    if wins.rate is None:
+        return "none", f"no pair is decided; {_count(wins.ties, 'tie')}"
+    found, of = wins, "as the lengths are; not known at equal ones"
+    if controlled.rate is not None:
+        found, of = controlled, "at equal lengths"
+    return percent(found.rate), f"{of}; {percent(found.low)} to {percent(found.high)} (95\u00a0% interval)"
+
+
 _OVERLAPS = (
     ("rouge_1", "ROUGE-1", 3),
     ("rouge_2", "ROUGE-2", 3),
@@ -229,18 +243,19 @@ def _judges(result: Evaluation) -> Markup:
             [
                 judgement.name,
                 _share(wins.rate, wins.low, wins.high),
+                None if (half := ties_half(wins)) is None else percent(half),
                 _share(controlled.rate, controlled.low, controlled.high),
                 f"{wins.wins:,} / {wins.losses:,} / {wins.ties:,}",
                 None if needed is None else f"{needed:,.0f}",
             ]
         )
     said = table(
-        ["judge", "win rate", "at equal lengths", "wins / losses / ties", "pairs needed"],
+        ["judge", "win rate", "ties half", "at equal lengths", "wins / losses / ties", "pairs needed"],
         rows,
-        "The tuned model against the one before, with 95 % intervals. Ties count for nothing in the win rate. At equal "
-        "lengths: what is left of it once a logistic regression has taken away what the difference in length explains "
-        "(Dubois et al. 2024). Pairs needed: decided pairs that tell a win rate of this size from chance in four of "
-        "five experiments.",
+        "The tuned model against the one before, with 95 % intervals. Ties count for nothing in the win rate, and half "
+        "in the next two. At equal lengths: what is left of the rate with ties counted half once a logistic regression "
+        "has taken away what the difference in length explains (Dubois et al. 2024). Pairs needed: decided pairs that "
+        "tell a win rate of this size from chance in four of five experiments.",
     )
     if result.measures.strengths:
         ranked = sorted(result.measures.strengths.items(), key=lambda item: -item[1].mean)
@@ -384,14 +399,16 @@ def _rewards(result: Evaluation) -> Markup:
     unit = result.unit
     means = ", ".join(f"{label} {_signed(fmean(values))}" for label, values in shown.items())
     both = zip(main.before, main.after, strict=True)
-    margins = [a - b for b, a in both if a is not None and b is not None] or [0.0]
-    return figures_row(
-        [
-            figure(
-                figures.histogram(f"{unit.capitalize()} by the {main.name}", shown, unit, "share of completions"),
-                alt=f"Histogram of {unit}s. Means: {means}.",
-                caption=f"Means (dotted): {means}.",
-            ),
+    margins = [a - b for b, a in both if a is not None and b is not None]
+    drawn = [
+        figure(
+            figures.histogram(f"{unit.capitalize()} by the {main.name}", shown, unit, "share of completions"),
+            alt=f"Histogram of {unit}s. Means: {means}.",
+            caption=f"Means (dotted): {means}.",
+        )
+    ]
+    if margins:
+        drawn.append(
             figure(
                 figures.histogram(
                     f"Change of {unit}, prompt by prompt",
@@ -401,9 +418,9 @@ def _rewards(result: Evaluation) -> Markup:
                 ),
                 alt=f"Histogram of {unit} after minus {unit} before. Median {_signed(median(margins))}.",
                 caption=f"To the right of 0 the tuned model wins. Median {_signed(median(margins))}.",
-            ),
-        ]
-    )
+            )
+        )
+    return figures_row(drawn)
 
 
 def _side_by_side(config: EvaluatorConfig, result: Evaluation) -> Markup:
@@ -438,7 +455,7 @@ def _browsed(result: Evaluation, place: int) -> Row:
         if pair.reference is not None:
             change = result.measures.rouge_after[pair.id] - result.measures.rouge_before[pair.id]
         scores["ROUGE-L"] = change
-    scores["length"] = float(pair.after.tokens - pair.before.tokens)
+    scores["tokens"] = float(pair.after.tokens - pair.before.tokens)
     return Row(
         id=pair.id,
         prompt=without_marks(pair.prompt),

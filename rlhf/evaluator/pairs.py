@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,8 +40,9 @@ def read_pairs(
 ) -> tuple[list[Pair], Template]:
     """Join files of predictions with the evaluation dataset, in the dataset's order.
 
-    Predictions of the closed Vertex pipeline have no id. They are joined by position where there are as many as rows
-    and each has most of its row's words.
+    Of several samples of a prompt the first, number 0, is taken. Predictions of the closed Vertex pipeline have no id.
+    They are joined by position where there are as many as rows, each has most of its row's words, and none was plainly
+    made for another row.
 
     Args:
         others: Files of further models by name.
@@ -49,8 +51,8 @@ def read_pairs(
         The pairs, and the template of the dataset.
 
     Raises:
-        DataError: A file cannot be read, ids repeat or do not pair up, there are several samples of a prompt, the
-            models were given other prompts, or predictions were made with another template than the dataset.
+        DataError: A file cannot be read, ids repeat or do not pair up, the models were given other prompts, or
+            predictions were made with another template than the dataset.
     """
     rows, manifest, template = read_dataset(evaluation, "prompts")
     if not rows:
@@ -59,11 +61,10 @@ def read_pairs(
     _unique("evaluation", [row["id"] for row in rows])
     found: dict[str, list[Prediction]] = {}
     for name, paths in files.items():
-        predictions = read_predictions(paths)
+        predictions = [prediction for prediction in read_predictions(paths) if prediction.sample == 0]
         if predictions and predictions[0].id is None:
             predictions = _by_position(name, predictions, rows)
         _require_template(name, predictions, manifest.template_digest)
-        _require_one_sample(name, predictions)
         found[name] = predictions
     ids = {name: _unique(name, [p.id for p in predictions]) for name, predictions in found.items()}
     _check_same(ids | {"evaluation": {row["id"] for row in rows}})
@@ -101,11 +102,13 @@ def _by_position(name: str, predictions: list[Prediction], rows: Sequence[Mappin
             "such predictions are joined by position, which takes one for each row (data_validation may have set "
             "rows aside: see its report)"
         )
-    strange = []
-    for row, prediction in zip(rows, predictions, strict=True):
-        expected = _words(row["prompt"])
-        if expected and len(expected & _words(prediction.prompt)) < COMMON_WORDS * len(expected):
-            strange.append(row["id"])
+    own, read = [_words(row["prompt"]) for row in rows], [_words(p.prompt) for p in predictions]
+    few = {
+        place
+        for place, (expected, found) in enumerate(zip(own, read, strict=True))
+        if len(set(expected) & set(found)) < COMMON_WORDS * len(set(expected))
+    }
+    strange = [rows[place]["id"] for place in sorted(few | _made_for_another(own, read))]
     if strange:
         raise DataError(
             f"{name}: predictions without ids are joined by position, and {len(strange):,} of {len(rows):,} were made "
@@ -114,8 +117,45 @@ def _by_position(name: str, predictions: list[Prediction], rows: Sequence[Mappin
     return [p.model_copy(update={"id": row["id"]}) for row, p in zip(rows, predictions, strict=True)]
 
 
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
+def _made_for_another(own: Sequence[Sequence[str]], read: Sequence[Sequence[str]]) -> set[int]:
+    """Places of predictions that fit another row's prompt and not their own.
+
+    What a model read is an instruction, the row's text or its beginning, and a suffix. So, what all read aside, its own
+    row has all of its words; where that is not so and another row has them all, it was made for that one. Of rows with
+    the same words in another order, the one fits that stands in it whole.
+
+    Args:
+        own, read: Words of the rows' prompts and of what the models read, by position.
+    """
+    has, shared = [set(words) for words in own], set.intersection(*map(set, read))
+    special = [set(words) - shared for words in read]
+    lacking = [words - known for words, known in zip(special, has, strict=True)]
+    wanted = set().union(*lacking)
+    with_word: dict[str, list[int]] = defaultdict(list)
+    alike: dict[frozenset[str], list[int]] = defaultdict(list)
+    for place, words in enumerate(has):
+        alike[frozenset(words)].append(place)
+        for word in words & wanted:
+            with_word[word].append(place)
+    strange = set()
+    for place, words in enumerate(special):
+        if lacking[place]:
+            rare = min((with_word.get(word, []) for word in lacking[place]), key=len)
+            if any(words <= has[other] for other in rare):
+                strange.add(place)
+        elif not _stands_in(own[place], read[place]) and any(
+            _stands_in(own[other], read[place]) for other in alike[frozenset(has[place])]
+        ):
+            strange.add(place)
+    return strange
+
+
+def _stands_in(words: Sequence[str], text: Sequence[str]) -> bool:
+    return f" {' '.join(words)} " in f" {' '.join(text)} "
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def _require_template(name: str, predictions: Sequence[Prediction], digest: str) -> None:
@@ -124,14 +164,6 @@ def _require_template(name: str, predictions: Sequence[Prediction], digest: str)
         raise DataError(
             f"{name}: made with template {', '.join(others)}, the evaluation dataset has {digest}; run bulk_inference "
             "again on this dataset"
-        )
-
-
-def _require_one_sample(name: str, predictions: Sequence[Prediction]) -> None:
-    if any(p.sample for p in predictions):
-        raise DataError(
-            f"{name}: found {1 + max(p.sample for p in predictions)} samples of a prompt, expected one; run "
-            "bulk_inference with samples 1"
         )
 
 

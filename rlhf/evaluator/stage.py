@@ -8,11 +8,19 @@ import xxhash
 
 from rlhf.errors import ConfigError
 from rlhf.evaluator.config import EvaluatorConfig
-from rlhf.evaluator.judgements import Judgement, by_graders, by_language_model, by_reward_model, by_run_grader
+from rlhf.evaluator.judgements import (
+    Judgement,
+    by_graders,
+    by_language_model,
+    by_reward_model,
+    by_run_grader,
+    told_apart,
+)
 from rlhf.evaluator.measures import Measures, measure
 from rlhf.evaluator.page import Evaluation, evaluation_page
 from rlhf.evaluator.pairs import Pair, Paths, read_pairs
 from rlhf.evaluator.summary import markdown
+from rlhf.evaluator.texts import check_bertscore
 from rlhf.evaluator.verdict import decide
 from rlhf.metrics import late_mean
 from rlhf.progress import say
@@ -54,7 +62,8 @@ def run(
             `ppo/kl`, or `grpo/kl`, is part of the verdict. A folder that a skipped trainer did not write has no curves.
 
     Returns:
-        Flat metrics: `rouge_{1,2,l,lsum}_{before,after}`, `bleu_...`, `chrf_...` (0 to 100),
+        Flat metrics: `rouge_{1,2,l,lsum}_{before,after}`, `rouge_l_change_{low,high}` (ends of a 95 % interval),
+        `bleu_...`, `chrf_...` (0 to 100),
         `reward_{before,after,reference}`, `reward_change_{low,high}` (`grade_...`), `win_rate{,_low,_high}`,
         `win_rate_controlled{,_low,_high}` (at equal lengths), `wins`, `losses`, `ties`, `rows_needed`, the same of
         each further judge behind its name, `kl` (nats per completion), `tokens_...` (mean), `ended_...`, `empty_...`
@@ -63,13 +72,15 @@ def run(
         reference, no decided pair, no log) is left out.
 
     Raises:
-        ConfigError: There is neither a reward model nor a grader, a grader cannot be loaded, or the judge cannot be
-            asked.
+        ConfigError: There is neither a reward model nor a grader, a grader cannot be loaded, the judge cannot be
+            asked, or BERTScore is asked for and cannot be had.
         DataError: The inputs do not pair up or were made with other templates, or too many pairs were not judged.
         ModelError: The reward model cannot be loaded, was trained with another template, or gives a score that is
             not finite.
         TrainingError: A grader failed.
     """
+    if config.bertscore_model:
+        check_bertscore(config.bertscore_model)
     pairs, template = read_pairs(predictions_before, predictions_after, evaluation, config.others)
     folders = {"sft": sft_logs, "reward": reward_logs, "ppo": ppo_logs, "grpo": grpo_logs}
     logs = {name: _scalars(folder) for name, folder in folders.items()}
@@ -85,11 +96,13 @@ def run(
     judgements += by_graders(config, pairs, template)
     if config.judge is not None:
         judgements.append(by_language_model(config, pairs))
+    judgements = told_apart(judgements)
     measures = measure(config, pairs, judgements, card)
     measured = logs["ppo"].get("ppo/kl") or logs["grpo"].get("grpo/kl")
     kl = late_mean(measured) if measured else None
     ended = (measures.flat.get("ended_before"), measures.flat.get("ended_after"))
-    verdict = decide(config, main.wins, main.controlled, kl, *ended, judge=main.name)
+    not_judged = sum(outcome is None for outcome in main.outcomes)
+    verdict = decide(config, main.wins, main.controlled, kl, *ended, judge=main.name, not_judged=not_judged)
     metrics = measures.flat | ({} if kl is None else {"kl": kl}) | {"promote": float(verdict.promote)}
     result = Evaluation(pairs, judgements, measures, verdict, metrics, logs, _digest(pairs))
     write_page(report, evaluation_page(config, result))

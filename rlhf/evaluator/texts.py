@@ -30,6 +30,22 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> float | None:
     return corpus_chrf(found, [expected]).score if found else None
 
 
+def check_bertscore(model: str) -> None:
+    """See that BERTScore can be taken, before anything that takes long.
+
+    Raises:
+        ConfigError: bert-score is not installed or does not know the model.
+    """
+    try:
+        from bert_score.utils import model2layers
+    except ImportError as error:
+        raise ConfigError(f"BERTScore: bert-score cannot be imported ({error}); pip install bert-score") from error
+    if model not in model2layers:
+        raise ConfigError(
+            f"BERTScore: bert-score does not know {model!r}; expected one of {', '.join(sorted(model2layers))}"
+        )
+
+
 def bertscore(predictions: Sequence[str], references: Sequence[str], model: str) -> list[float]:
     """BERTScore's F1 (Zhang et al. 2020), one a row, by bert-score, if that is installed.
 
@@ -41,15 +57,9 @@ def bertscore(predictions: Sequence[str], references: Sequence[str], model: str)
         ConfigError: bert-score is not installed or does not know the model.
         ValueError: The two are not of one length.
     """
-    try:
-        from bert_score import score
-        from bert_score.utils import model2layers
-    except ImportError as error:
-        raise ConfigError(f"BERTScore: bert-score cannot be imported ({error}); pip install bert-score") from error
-    if model not in model2layers:
-        raise ConfigError(
-            f"BERTScore: bert-score does not know {model!r}; expected one of {', '.join(sorted(model2layers))}"
-        )
+    check_bertscore(model)
+    from bert_score import score
+
     found, expected = _paired(predictions, references)
     # What is blank has 0, as bert-score says itself; but it has no more a way to encode it with transformers 5.
     said = [row for row in range(len(found)) if found[row].strip() and expected[row].strip()]

@@ -4,9 +4,11 @@ Stiennon et al. 2020), so nothing is gated on it."""
 import math
 from dataclasses import dataclass
 
-from rlhf.evaluator.compare import Controlled, rows_needed
+from rlhf.evaluator.compare import Controlled, rows_needed, ties_half
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.metrics import WinRate, percent
+
+BY_LENGTH = 0.005  # of a win rate: what equal lengths take from it that is worth a word
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,9 @@ def decide(
     ended_before: float | None,
     ended_after: float | None,
     judge: str = "reward model",
+    not_judged: int = 0,
 ) -> Verdict:
-    """Promote if no condition is violated.
+    """Promote if no condition is violated. What was not measured, KL or endings, is not checked and violates nothing.
 
     Args:
         win_rate, controlled: Of the tuned model against the one before by the judge, as it is, and as it would
@@ -35,10 +38,17 @@ def decide(
         kl: Nats per completion from the policy before tuning; None if it was not measured.
         ended_before, ended_after: Shares of completions that ended by themselves; None where nobody wrote it down.
         judge: By whom `win_rate` is.
+        not_judged: Pairs that the judge said nothing of.
     """
     reasons = [_win_rate(config, win_rate, controlled), _kl(config, kl), _ended(config, ended_before, ended_after)]
+    enough = True
+    if not_judged:
+        reasons.append(_judged(config, win_rate, judge, not_judged))
+        enough = reasons[-1][0]
     promote = all(met is not False for met, _ in reasons)
-    if win_rate.rate is None:
+    if not enough:
+        headline = f"The {judge} left too many pairs without a judgement to say which of the two models is better."
+    elif win_rate.rate is None:
         headline = f"The {judge} scores the two models' completions alike, so there is nothing to promote."
     elif controlled.rate is None:
         headline = (
@@ -52,8 +62,13 @@ def decide(
         )
     elif reasons[0][0]:
         headline = f"By the {judge} the tuned model is better, but it paid for that in a way that does not pass."
-    elif win_rate.low > config.min_win_rate:
+    elif win_rate.low > config.min_win_rate and _is_length(win_rate, controlled):
         headline = f"By the {judge} the tuned model wins more often, but not by more than its other length explains."
+    elif win_rate.low > config.min_win_rate and win_rate.ties:
+        headline = (
+            f"By the {judge} the tuned model wins more of the decided pairs, but with ties counted half it is not "
+            "shown that it is better."
+        )
     elif win_rate.rate < 0.5:
         headline = f"By the {judge}, the tuned model is worse than the one before."
     else:
@@ -73,9 +88,28 @@ def _win_rate(config: EvaluatorConfig, win_rate: WinRate, controlled: Controlled
         f"{percent(controlled.high)}; the lower end is {side} {percent(config.min_win_rate)}. As the lengths are: "
         f"{win_rate.in_words()}."
     )
-    if not met and (needed := rows_needed(controlled.rate)) is not None and controlled.rate > config.min_win_rate:
-        text += f" To tell a win rate of this size from chance takes about {needed:,} decided pairs."
+    decided = win_rate.wins + win_rate.losses
+    if not met and min(controlled.rate, win_rate.rate) > config.min_win_rate:
+        needed = rows_needed(win_rate.rate)
+        if needed is not None and needed > decided:
+            text += f" To tell a win rate of this size from chance takes about {needed:,} decided pairs."
+    if win_rate.ties:
+        half = percent(ties_half(win_rate))
+        text += f" With ties counted half, as they are at equal lengths, it is {half} as the lengths are."
     return met, text
+
+
+def _is_length(win_rate: WinRate, controlled: Controlled) -> bool:
+    """Whether equal lengths, and not ties alone, make the win rate smaller."""
+    return controlled.length_effect is not None and controlled.rate < ties_half(win_rate) - BY_LENGTH
+
+
+def _judged(config: EvaluatorConfig, win_rate: WinRate, judge: str, not_judged: int) -> tuple[bool, str]:
+    pairs = win_rate.wins + win_rate.losses + win_rate.ties + not_judged
+    met = not_judged <= config.max_not_judged * pairs + 1e-9
+    text = f"Judged: of {not_judged:,} of {pairs:,} pairs ({percent(not_judged / pairs)}) the {judge} said nothing"
+    limit = "" if met else f"; more than {percent(config.max_not_judged)} (evaluation.max_not_judged) is not allowed"
+    return met, f"{text}{limit}."
 
 
 def _kl(config: EvaluatorConfig, kl: float | None) -> tuple[bool | None, str]:

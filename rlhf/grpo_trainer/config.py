@@ -88,6 +88,7 @@ class GRPOTrainerConfig(TrainerConfig):
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
+        self.refuse_dropout()
         if self.batch_size % self.group_size:
             raise ValueError(f"group_size ({self.group_size}) must divide batch_size ({self.batch_size})")
         return self

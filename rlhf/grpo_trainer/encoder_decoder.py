@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.template import Template
 from rlhf.grpo_trainer.config import GRPOTrainerConfig
 from rlhf.grpo_trainer.grading import STAGE
 from rlhf.ppo.config import PPOTrainerConfig
@@ -37,7 +38,7 @@ _TAGS = {
 }
 
 
-def ppo_options(config: GRPOTrainerConfig) -> PPOTrainerConfig:
+def ppo_options(config: GRPOTrainerConfig, template: Template) -> PPOTrainerConfig:
     """The loop's options that come to the same: one optimiser step on what was sampled, and no critic.
 
     In such a step all ratios are 1, so that those of tokens and of completions have one gradient. Of either algorithm
@@ -47,8 +48,11 @@ def ppo_options(config: GRPOTrainerConfig) -> PPOTrainerConfig:
     same = ("train_steps", "batch_size", "group_size", "rollout_tokens", "missing_eos_penalty", "max_bad_rewards")
     same += ("kl_coeff", "temperature", "clip_range", "learning_rate_multiplier", "engine", "sample_every")
     same += ("held_out_prompts", "eval_every", "kl_limit", "reward_model_weight")
+    length = template.prompt_sequence_length + template.target_sequence_length
+    memory = {"microbatch_tokens": config.microbatch_size * length} if config.microbatch_size else {}
     return PPOTrainerConfig(
         **common,
+        **memory,
         **{name: getattr(config, name) for name in same},
         advantage="group",
         group_baseline="leave_one_out" if config.algorithm == "rloo" else "standardised",
@@ -91,7 +95,7 @@ def tune(
     """
     from rlhf.grpo_trainer.trainer import Tuned, read_lines
 
-    options = ppo_options(config)
+    options = ppo_options(config, policy.template)
     networks = Networks(policy, options, None, continues)
     episodes = Path(folder, "samples.jsonl")
     with (

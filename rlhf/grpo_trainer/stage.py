@@ -178,7 +178,7 @@ def _graded_by(config: GRPOTrainerConfig, reward_model: str) -> str:
 
     parts = [f"{config.reward_model_weight:g} x the reward model"] if reward_model else []
     named = flattened(config.grader) if config.grader is not None else []
-    return " + ".join([*parts, *(f"{each.weight:g} x {each.function or each.http or each.name}" for each in named)])
+    return " + ".join([*parts, *(f"{each.weight:g} x {each.where}" for each in named)])
 
 
 def _write_lines(path: Path, rows: list[dict[str, Any]]) -> None:

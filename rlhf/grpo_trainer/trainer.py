@@ -1,6 +1,7 @@
 """Causal models: TRL's GRPOTrainer or RLOOTrainer, with our engines to sample, our graders, and our runs around it."""
 
 import copy
+import inspect
 import json
 import math
 import statistics
@@ -11,15 +12,16 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
-from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+from trl.trainer.utils import add_fused_lm_head
 
 from rlhf.errors import ConfigError
 from rlhf.grpo_trainer.config import GRPOTrainerConfig
 from rlhf.grpo_trainer.grading import STAGE, Update, refuse_bad, score
 from rlhf.metrics import rouge
 from rlhf.models import engines
-from rlhf.models.adapting import is_adapted
+from rlhf.models.adapting import is_adapted, switch_dropout_off
 from rlhf.models.draws import generator
 from rlhf.models.engines import Engine, training_engine
 from rlhf.models.loading import working_dtype
@@ -251,9 +253,10 @@ def _make_trainer(
         temperature=config.temperature,
         epsilon=config.clip_range,
         beta=config.kl_coeff if adapted else 0.0,
-        disable_dropout=True,
         shuffle_dataset=False,  # the order is decided here
     )
+    switch_dropout_off(policy.model)
+    count_positions_by_mask(policy.model)
     trainable = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     # TRL would load the reference from where the policy came from, without an adapter that was merged into it.
     reference = copy.deepcopy(policy.model) if config.kl_coeff and not adapted else None
@@ -270,11 +273,30 @@ def _make_trainer(
         parameter.data = parameter.data.float()
     if reference is not None:
         reference.requires_grad_(False)
-        disable_dropout_in_model(reference)
         add_fused_lm_head(reference, temperature=config.temperature)
         trainer.ref_model = trainer.accelerator.prepare_model(reference, evaluation_mode=True)
         trainer.beta = config.kl_coeff
     return trainer
+
+
+def count_positions_by_mask(model: nn.Module) -> None:
+    """Let a causal model, or the one in a PEFT model, count positions from each row's first token.
+
+    TRL pads prompts on the left and names no positions. Models that learned a vector for each, such as GPT-2, would
+    begin to count at the padding.
+    """
+    backbone = (model.get_base_model() if is_adapted(model) else model).base_model
+    if "position_ids" in inspect.signature(backbone.forward).parameters:
+        backbone.register_forward_pre_hook(_name_positions, with_kwargs=True)
+
+
+def _name_positions(
+    backbone: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    mask = kwargs.get("attention_mask")
+    if mask is not None and kwargs.get("position_ids") is None and kwargs.get("past_key_values") is None:
+        kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    return args, kwargs
 
 
 def _order(prompts: int, taken: int, seed: int) -> list[int]:

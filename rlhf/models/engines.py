@@ -180,7 +180,9 @@ def training_engine(
     Raises:
         ConfigError: vLLM is asked for and cannot be had.
     """
-    if not takes_vllm(wanted, policy.kind, synced, getattr(policy.model, "is_loaded_in_4bit", False)):
+    in_4_bits = getattr(policy.model, "is_loaded_in_4bit", False)
+    lacking = _why_no_vllm(policy.kind, in_4_bits) or _why_no_vllm_in_training(policy, synced)
+    if not _takes_vllm(wanted, lacking):
         return Transformers(policy, tokens_at_once, dtype, synced)
     from rlhf.models.vllm import VLLM
 
@@ -203,7 +205,7 @@ def inference_engine(
         ModelError: The model cannot be loaded, or cannot generate.
     """
     source = Source.of(folder)
-    if takes_vllm(wanted, kind_of(load_config(source.weights)), in_4_bits=source.in_4_bits):
+    if _takes_vllm(wanted, _why_no_vllm(kind_of(load_config(source.weights)), source.in_4_bits)):
         from rlhf.models.vllm_inference import OfflineVLLM
 
         policy = Policy.without_weights(folder, template)
@@ -218,31 +220,50 @@ def _workers(device: torch.device, tokens_at_once: int) -> int:
     return cores if pays else 1
 
 
-def takes_vllm(wanted: str, kind: Kind, is_sharded: bool = False, in_4_bits: bool = False) -> bool:
-    """Whether vLLM is what samples from a model of a kind.
+def _takes_vllm(wanted: str, lacking: str) -> bool:
+    """Whether vLLM is what samples.
 
     Args:
-        is_sharded: Whether several processes hold a part of the model's weights each.
-        in_4_bits: Whether it is an adapter on a base that is held in 4 bits.
+        lacking: Why it cannot be had; empty where it can.
 
     Raises:
         ConfigError: It is asked for and cannot be had.
     """
-    lacking = _why_no_vllm(kind, is_sharded, in_4_bits)
     if wanted == "vllm" and lacking:
         raise ConfigError(f"engine: found 'vllm', but {lacking}; use 'transformers' or 'auto'")
     return wanted != "transformers" and not lacking
 
 
-def _why_no_vllm(kind: Kind, is_sharded: bool, in_4_bits: bool) -> str:
+def _why_no_vllm(kind: Kind, in_4_bits: bool) -> str:
+    """Empty where it can be had.
+
+    Args:
+        in_4_bits: Whether the model is an adapter on a base that is held in 4 bits.
+    """
     if importlib.util.find_spec("vllm") is None:
         return "vllm is not installed"
     if not torch.cuda.is_available():
         return "there is no GPU"
     if kind is not Kind.CAUSAL:
         return "the model is an encoder-decoder, which vLLM does not serve"
-    if is_sharded:
-        return "its weights are spread over processes, and vLLM takes whole ones"
     if in_4_bits:  # merged for vLLM and taken apart again, it would be rounded anew each time
         return "its base is held in 4 bits, which vLLM's copy of it would not be"
+    return ""
+
+
+def _why_no_vllm_in_training(policy: Policy, is_sharded: bool) -> str:
+    """Empty where vLLM's copy of the model, which it makes from files, can take over the policy's weights.
+
+    Args:
+        is_sharded: Whether several processes hold a part of the weights each.
+    """
+    if is_sharded:
+        return "its weights are spread over processes, and vLLM takes whole ones"
+    saved = load_config(policy.model.name_or_path).get_text_config().vocab_size
+    held = policy.model.get_input_embeddings().num_embeddings
+    if held > saved:
+        return (
+            f"its tokenizer has {held - saved} tokens more than the {saved:,} of its saved weights, and vLLM's copy "
+            "has no room for them"
+        )
     return ""

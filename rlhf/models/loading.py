@@ -33,7 +33,7 @@ from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models import relative_positions
 from rlhf.models.card import FILE_NAME, ModelCard
-from rlhf.models.references import resolve
+from rlhf.models.references import ADAPTER_CONFIG, resolve
 from rlhf.training import processes
 
 # bitsandbytes warns, whoever imports it, that an optional package of faster CPU kernels is not there.
@@ -75,9 +75,6 @@ def prepare_torch(seed: int) -> None:
     set_seed(seed)
 
 
-ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds a PEFT adapter and no whole model
-
-
 @dataclass(frozen=True)
 class Source:
     """Where a model's weights are."""
@@ -101,19 +98,20 @@ class Source:
             ModelError: There is no model, or an adapter that no stage wrote.
         """
         reference = str(reference)
-        card = ModelCard.load(reference) if (Path(reference) / FILE_NAME).exists() else None
-        if Path(reference, ADAPTER_CONFIG).is_file():
+        folder = resolve(reference)
+        card = ModelCard.load(folder) if Path(folder, FILE_NAME).is_file() else None
+        if Path(folder, ADAPTER_CONFIG).is_file():
             if card is None:
                 raise ModelError(
                     f"model {reference!r}: found a PEFT adapter without {FILE_NAME}; merge it into its base "
                     "(merge_and_unload) and name that folder"
                 )
-            return cls(reference, card.base, resolve(card.base), reference, card)
+            return cls(reference, card.base, resolve(card.base), folder, card)
         if card is None:
-            return cls(reference, reference, resolve(reference), None, None)
+            return cls(reference, reference, folder, None, None)
         if card.kind == "base":
             return cls(reference, card.base, resolve(card.base), None, card)
-        return cls(reference, card.base, reference, None, card)
+        return cls(reference, card.base, folder, None, card)
 
     @property
     def is_plain(self) -> bool:
@@ -146,7 +144,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer whose padding token is not its end-of-sequence token.
 
     A model trained with pad = EOS never sees EOS in its loss and never learns to stop. Where the tokenizer has no
-    padding token of its own, its unknown token stands in (padding is masked everywhere), else `<pad>` is added.
+    padding token of its own, its unknown token stands in (padding is masked everywhere), or a special token that its
+    vocabulary has spare, such as Llama 3's `<|reserved_special_token_0|>`; else `<pad>` is added, and embeddings grow.
 
     Raises:
         ModelError: There is no tokenizer at `path`, or it has no end-of-sequence token to stop at.
@@ -156,8 +155,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
             tokenizer.pad_token = tokenizer.unk_token
         else:
-            tokenizer.add_special_tokens({"pad_token": "<pad>"})
+            tokenizer.add_special_tokens({"pad_token": _spare_token(tokenizer) or "<pad>"})
     return tokenizer
+
+
+def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A special token that no text has: one that is named for padding, or one that is reserved."""
+    special = [str(token) for _, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    return next((token for word in ("pad", "reserved", "unused") for token in special if word in token.lower()), None)
 
 
 def require_chat_template(tokenizer: PreTrainedTokenizerBase, template: Template, reference: str | Path) -> None:

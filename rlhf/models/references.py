@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import ModelError
+from rlhf.models.card import FILE_NAME
 
 # The closed Vertex pipeline's names, case and - or _ as one likes, and the open model that takes each one's place.
 # Its T5 checkpoints were Flan-T5; Llama 2 is gated: the account of the token must have accepted Meta's licence.
@@ -32,6 +33,7 @@ _URI = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Formats that run code when they are loaded, or that only other frameworks read.
 _UNSAFE_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+ADAPTER_CONFIG = "adapter_config.json"  # in a folder that holds a PEFT adapter and no whole model
 _NOT_NEEDED = (*_UNSAFE_WEIGHTS, ".h5", ".msgpack", ".onnx", ".gguf", ".ot")
 _EXPECTED = (
     "expected a Hugging Face id (owner/name), a local folder, a gs://, s3:// or hf:// URI, "
@@ -72,7 +74,8 @@ def check(reference: str, parameter: str) -> None:
         fs, folder = _filesystem(expanded, label)
         names = [name.rsplit("/", 1)[-1] for name in _remotely(label, fs.ls, folder, detail=False)]
         _check_files(names, label)
-        _check_config(_remotely(label, fs.cat_file, f"{folder}/config.json"), label)
+        if ADAPTER_CONFIG not in names:
+            _check_config(_remotely(label, fs.cat_file, f"{folder}/config.json"), label)
     elif _is_local(expanded):
         _check_folder(Path(expanded), label)
     else:
@@ -107,12 +110,14 @@ def _is_local(name: str) -> bool:
 def _check_folder(folder: Path, label: str) -> None:
     if not folder.is_dir():
         raise ModelError(f"{label}: no such folder, expected one with config.json and safetensors weights")
-    _check_files([path.name for path in folder.iterdir()], label)
-    _check_config((folder / "config.json").read_bytes(), label)
+    names = [path.name for path in folder.iterdir()]
+    _check_files(names, label)
+    if ADAPTER_CONFIG not in names:
+        _check_config((folder / "config.json").read_bytes(), label)
 
 
 def _check_files(names: Collection[str], label: str) -> None:
-    if "config.json" not in names:
+    if "config.json" not in names and not {ADAPTER_CONFIG, FILE_NAME} <= set(names):
         raise ModelError(f"{label}: no config.json there, expected a Hugging Face model folder")
     if any(name.endswith(".safetensors") for name in names):
         return

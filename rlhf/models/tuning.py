@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf.errors import ModelError
+from rlhf.models.loading import working_dtype
 from rlhf.training.config import Lora
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -55,7 +56,7 @@ def quantisation(device: torch.device, keep: Sequence[str]) -> BitsAndBytesConfi
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        bnb_4bit_compute_dtype=working_dtype("auto", device),
         llm_int8_skip_modules=list(keep) or None,
     )
 

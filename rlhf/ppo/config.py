@@ -198,6 +198,7 @@ class PPOTrainerConfig(TrainerConfig):
 
     @model_validator(mode="after")
     def _options_fit(self) -> Self:
+        self.refuse_dropout()
         if self.episodes_per_step > self.batch_size:
             raise ValueError(f"minibatch_size ({self.minibatch_size}) must be at most batch_size ({self.batch_size})")
         if self.batch_size % self.group_size:

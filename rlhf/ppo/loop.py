@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlhf.errors import Stopped, TrainingError
+from rlhf.errors import TrainingError
 from rlhf.metrics import late_mean, rouge
 from rlhf.models import engines
 from rlhf.models.draws import generator
@@ -26,7 +26,7 @@ from rlhf.ppo.networks import Episode, Networks
 from rlhf.progress import Progress, say
 from rlhf.rewards.combined import Rewards, Scored, group_measures
 from rlhf.training import processes
-from rlhf.training.checkpoints import Checkpoints
+from rlhf.training.checkpoints import Checkpoints, stopped
 from rlhf.training.interruption import Interruption
 from rlhf.training.prompts import Prompt
 
@@ -183,10 +183,11 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
         run.progress.update(update, **_shown(scalars))
         interrupted = processes.any_of(run.interruption.requested)
         last = update == config.train_steps or state.stopped_early
-        if run.checkpoints is not None and (interrupted or last or update % config.checkpoint_every == 0):
+        wanted = interrupted or last or update % config.checkpoint_every == 0
+        if run.checkpoints is not None and (wanted or run.checkpoints.are_due()):
             _save(run, learner, state)
         if interrupted and not last:
-            raise Stopped(_stopped(update, config, run))
+            raise stopped(f"update {update} of {config.train_steps}", run.checkpoints)
     return state, learner.skipped_steps
 
 
@@ -484,10 +485,3 @@ def _resume(run: Run, learner: Learner) -> RunState | None:
         for update, value in points:
             run.log(update, {tag: value})
     return state
-
-
-def _stopped(update: int, config: PPOTrainerConfig, run: Run) -> str:
-    kept = (
-        f"a checkpoint of it is in {run.checkpoints.uri}" if run.checkpoints else "no checkpoint_dir is set: it is lost"
-    )
-    return f"stopped by SIGTERM after update {update} of {config.train_steps}; {kept}"

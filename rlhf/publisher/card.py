@@ -53,7 +53,7 @@ def readme(
             "",
             f"# {plain(name)}",
             "",
-            "Tuned with reinforcement learning on human preferences.",
+            how_tuned(figures),
             "",
             "| | |",
             "| --- | --- |",
@@ -63,6 +63,13 @@ def readme(
             "",
         ]
     )
+
+
+def how_tuned(figures: Mapping[str, object]) -> str:
+    """A sentence on what the model was tuned by, as far as the evaluator's figures tell who judged."""
+    by = {"reward_after": "human preferences", "grade_after": "the grades of a grader"}
+    known = [words for name, words in by.items() if name in figures]
+    return f"Tuned with reinforcement learning{' on ' if known else ''}{' and '.join(known)}."
 
 
 def _judged(figures: Mapping[str, float]) -> list[tuple[str, str]]:

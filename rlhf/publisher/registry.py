@@ -12,6 +12,7 @@ from pydantic import Field
 from rlhf.config import StageConfig
 from rlhf.errors import RlhfError
 from rlhf.progress import say
+from rlhf.publisher.card import how_tuned
 
 STAGE = "kserve"
 
@@ -71,7 +72,7 @@ def register(
                     version=version,
                     model_format_name="huggingface",
                     model_format_version="1",
-                    version_description="Tuned with reinforcement learning on human preferences.",
+                    version_description=how_tuned(properties),
                     metadata=dict(properties),
                 )
     say(STAGE, f"{name}, version {version}: entered in the Model Registry")

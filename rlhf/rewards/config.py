@@ -5,6 +5,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from rlhf.config import StageConfig
+from rlhf.data.file_systems import redacted
 
 KINDS = ("function", "http", "builtin", "sum", "product")
 LONGEST_SOURCE = 256 * 1024  # characters; more is a package, and belongs into the image
@@ -114,8 +115,11 @@ class RewardFunction(StageConfig):
         return self.builtin == "reward_model" or any(part.has_reward_model for part in self.parts)
 
     @property
+    def where(self) -> str:
+        """Where it is, or what it is called, for whoever reads: without passwords in URIs."""
+        return redacted(self.function or self.http or self.name)
+
+    @property
     def words(self) -> str:
         """What it is, in messages."""
-        if self.function:
-            return f"reward function {self.function}"
-        return f"grader {self.http or self.name}"
+        return f"{'reward function' if self.function else 'grader'} {self.where}"

@@ -175,7 +175,7 @@ def try_grader(config: RewardFunction, rows: Sequence[Row]) -> Trial:
     with ExitStack() as stack:
         parts = [stack.enter_context(closing(make_grader(part))) for part in flattened(config)]
         rewards = Rewards(None, 1.0, parts)
-        trial = Trial(config.function or config.http or config.name, list(rows), [], {}, [])
+        trial = Trial(config.where, list(rows), [], {}, [])
         for start in range(0, len(rows), BATCH):
             batch = rows[start : start + BATCH]
             before = time.perf_counter()

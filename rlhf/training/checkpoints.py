@@ -9,22 +9,28 @@ A folder without `complete.json`, or with a file of another size, is what a kill
 import contextlib
 import errno
 import json
+import math
+import os
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf.data.file_systems import file_system, redacted
-from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.errors import ConfigError, DataError, Stopped, TrainingError
 from rlhf.training import processes
 from rlhf.training.config import TrainerConfig
 
 COMPLETE = "complete.json"
+KEEP = "RLHF_KEEP_CHECKPOINTS"
+"""Environment variable: set by whoever removes them later, once what the run wrote is where it belongs."""
 # Options that may be others when a run goes on: they change nothing that was trained, or its rounding alone.
 _MAY_CHANGE = {
-    *("checkpoint_dir", "checkpoint_every", "max_skipped_steps", "eval_batch_size", "save", "base_model"),
-    *("microbatch_tokens", "rollout_tokens", "logits_at_once", "tokens_per_forward", "activation_checkpointing"),
-    *("sample_every", "max_bad_rewards", "stop_on_alarm"),
+    *("checkpoint_dir", "checkpoint_every", "checkpoint_minutes"),
+    *("max_skipped_steps", "eval_batch_size", "save", "base_model"),
+    *("microbatch_size", "microbatch_tokens", "rollout_tokens", "logits_at_once", "tokens_per_forward"),
+    *("activation_checkpointing", "sample_every", "max_bad_rewards", "stop_on_alarm"),
 }
 _MAY_CHANGE_OF_GRADERS = {"timeout_seconds", "memory_gb", "retries", "concurrency"}
 _STEP = re.compile(r"step-(\d{8})")
@@ -36,13 +42,15 @@ class Checkpoints:
     Args:
         uri: Folder or URI; nothing else may be kept there.
         identity: What makes a run this run: options, data, base model. A checkpoint of another run is refused.
+        minutes: After which one is due.
 
     Raises:
         ConfigError: The URI cannot be used.
     """
 
-    def __init__(self, uri: str, identity: Mapping[str, Any]):
+    def __init__(self, uri: str, identity: Mapping[str, Any], minutes: float = math.inf):
         self.uri = uri.rstrip("/")
+        self._seconds, self._last = 60 * minutes, time.monotonic()
         self._identity = json.loads(json.dumps(dict(identity)))
         try:
             self._fs, self._folder = file_system(self.uri)
@@ -51,6 +59,10 @@ class Checkpoints:
                 f"checkpoint_dir {redacted(uri)!r}: {' '.join(str(error).split())}; expected a folder or a URI such as "
                 "gs://bucket/folder"
             ) from error
+
+    def are_due(self) -> bool:
+        """Whether the last one, or the run's beginning, is `minutes` ago, by the first process's clock; all ask."""
+        return processes.gather(time.monotonic() - self._last >= self._seconds)[0]
 
     def fetch_latest(self, folder: Path) -> int | None:
         """Copy the newest complete checkpoint into `folder`.
@@ -107,9 +119,12 @@ class Checkpoints:
             self._fs.pipe_file(f"{target}/{COMPLETE}", json.dumps(record).encode())
             for old in earlier - {step}:
                 self._fs.rm(self._path(old), recursive=True)
+        self._last = time.monotonic()
 
     def remove(self) -> None:
-        """Delete every checkpoint: the run is over."""
+        """Delete every checkpoint, for the run is over; unless `KEEP` is set."""
+        if os.environ.get(KEEP):
+            return
         with self._told("cleared"):
             for step in self._steps():
                 self._fs.rm(self._path(step), recursive=True)
@@ -137,8 +152,8 @@ class Checkpoints:
             name for name in found.keys() | self._identity.keys() if found.get(name) != self._identity.get(name)
         )
         if names:
-            differences = "; ".join(
-                f"{name}: {found.get(name)!r} there, {self._identity.get(name)!r} now" for name in names
+            differences = redacted(
+                "; ".join(f"{name}: {found.get(name)!r} there, {self._identity.get(name)!r} now" for name in names)
             )
             raise ConfigError(
                 f"checkpoint_dir {redacted(self.uri)!r}: holds a checkpoint of another run ({differences}); give every "
@@ -183,7 +198,7 @@ def checkpoints_of(
     known = {"data_digest": data, "template_digest": template, "starts_from": starts_from}
     if rewarded_by:
         known["rewarded_by"] = list(rewarded_by)
-    return Checkpoints(config.checkpoint_dir, {"stage": stage, **options, **known})
+    return Checkpoints(config.checkpoint_dir, {"stage": stage, **options, **known}, config.checkpoint_minutes)
 
 
 def _without(names: set[str], options: Any) -> Any:
@@ -193,6 +208,19 @@ def _without(names: set[str], options: Any) -> Any:
     if isinstance(options, dict):
         return {name: _without(names, value) for name, value in options.items() if name not in names}
     return options
+
+
+def stopped(after: str, checkpoints: Checkpoints | None) -> Stopped:
+    """What ends a run that SIGTERM came to.
+
+    Args:
+        after: The last step that was finished, in words.
+        checkpoints: Where it was kept, if anywhere.
+    """
+    kept = "no checkpoint_dir is set, so it is lost"
+    if checkpoints is not None:
+        kept = f"a checkpoint of it is in {redacted(checkpoints.uri)}"
+    return Stopped(f"stopped by SIGTERM after {after}; {kept}")
 
 
 def raise_if_full(error: BaseException, where: str, size: int = 0) -> None:

@@ -87,6 +87,12 @@ class TrainerConfig(StageConfig):
         description="Optimiser steps (in PPO, updates) between checkpoints; one more is written on SIGTERM and at the "
         "end.",
     )
+    checkpoint_minutes: float = Field(
+        30.0,
+        gt=0,
+        description="Minutes after which a checkpoint is written in between: what is lost at most where a machine is "
+        "taken away without SIGTERM, as from a pod of Kubeflow Pipelines.",
+    )
     seed: int = Field(0, ge=0, description="Seeds new weights, the order of the data and everything drawn at random.")
 
     @property
@@ -94,6 +100,17 @@ class TrainerConfig(StageConfig):
         """The learning rate that the options come to."""
         rate = self.learning_rate or (FULL_LEARNING_RATE if self.tuning == "full" else LORA_LEARNING_RATE)
         return rate * getattr(self, "learning_rate_multiplier", 1.0)
+
+    def refuse_dropout(self) -> None:
+        """For a trainer that compares probabilities with those of an earlier pass.
+
+        Raises:
+            ValueError: The adapter has dropout.
+        """
+        if self.lora.dropout:
+            raise ValueError(
+                f"lora.dropout must be 0 where ratios of probabilities are trained on, not {self.lora.dropout:g}"
+            )
 
     @model_validator(mode="after")
     def _save_fits(self) -> Self:

@@ -39,7 +39,7 @@ def launch(stage: str, run: Callable[..., dict[str, float]], config: TrainerConf
         The stage's metrics.
 
     Raises:
-        ConfigError: `RLHF_PROCESSES` is no number of processes.
+        ConfigError: `RLHF_PROCESSES` is no number of processes, or more than there are GPUs.
         SystemExit: A process failed, after it said why; with its exit status. On every machine but the first also where
             none failed, with 0: only the first has outputs to go on with.
     """
@@ -86,13 +86,15 @@ def _has_no_rows(paths: dict[str, str]) -> bool:
 
 
 def _processes() -> int:
-    wanted = os.environ.get(PROCESSES)
-    if wanted is None:
-        import torch
+    import torch
 
-        return max(1, torch.cuda.device_count())
+    wanted, devices = os.environ.get(PROCESSES), torch.cuda.device_count()
+    if wanted is None:
+        return max(1, devices)
     if not wanted.isdecimal() or int(wanted) < 1:
         raise ConfigError(f"{PROCESSES}: found {wanted!r}, expected a number of processes")
+    if 0 < devices < int(wanted):
+        raise ConfigError(f"{PROCESSES}: found {wanted}, but there are {devices} GPUs here; each process takes one")
     return int(wanted)
 
 

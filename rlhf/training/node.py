@@ -13,15 +13,17 @@ from pathlib import Path
 from rlhf.errors import ConfigError
 from rlhf.job import stage_errors
 from rlhf.progress import say
+from rlhf.training.checkpoints import KEEP
 from rlhf.training.exchange import Exchange
 from rlhf.training.launch import torchrun
 from rlhf.training.nodes import nodes
 
 EXCHANGE = "RLHF_EXCHANGE"
 """Environment variable: folder or URI of the exchange."""
-SECRETS = "RLHF_SECRETS"
+SECRETS = "RLHF_SECRETS_FOLDER"
 """Environment variable: a folder of folders whose files are further variables. Kubeflow Trainer refuses variables from
-Secrets for the container that trains, so that these come as files."""
+Secrets for the container that trains, so that these come as files. Not `rlhf.secrets.VARIABLE`, which the processes
+that this starts read too."""
 
 
 def main() -> int:
@@ -46,6 +48,7 @@ def main() -> int:
         path, metrics = Path(folder, "job.json"), Path(folder, "metrics.json")
         path.write_text(json.dumps(job), encoding="utf-8")
         say(stage, f"node {machines.rank + 1} of {machines.count}")
+        os.environ[KEEP] = "1"  # the pod that waits for us removes them, once it has the outputs
         status = torchrun(stage, path, metrics, machines)
         if status == 0 and machines.rank == 0:
             exchange.hand_back(job["outputs"], json.loads(metrics.read_text(encoding="utf-8")))

@@ -27,8 +27,14 @@ def read_prompts(rows: Sequence[dict[str, Any]], template: Any, policy: Any) -> 
     Raises:
         DataError: One is empty, or leaves no room for a completion within the model's positions.
     """
+    from rlhf.models.loading import Kind
+
     ready, cuts = [], 0
-    room = policy.positions - template.target_sequence_length
+    said = template.target_sequence_length
+    if policy.kind is Kind.CAUSAL:
+        room = policy.positions - said
+    else:  # its decoder counts positions of its own
+        room = policy.positions if said <= policy.positions else 0
     for row in rows:
         text, cut = template.fit(row["prompt"], policy.count_tokens, row.get("messages"))
         ids = policy.encode_prompt(text)

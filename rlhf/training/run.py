@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from rlhf.errors import Stopped, TrainingError
+from rlhf.errors import TrainingError
 from rlhf.models.loading import device, working_dtype
 from rlhf.progress import Progress, say
 from rlhf.tracking import Tracker
 from rlhf.training import processes
-from rlhf.training.checkpoints import Checkpoints, raise_if_full
+from rlhf.training.checkpoints import Checkpoints, raise_if_full, stopped
 from rlhf.training.config import TrainerConfig
 from rlhf.training.interruption import Interruption, heed_sigterm
 
@@ -158,15 +158,10 @@ def fit(
                 raise_if_full(error, f"checkpoint in {folder}")
                 raise
     if not state.stopped_early and state.step < trainer.args.max_steps:
-        raise Stopped(_stopped_message(state, trainer.args.max_steps, checkpoints))
+        raise stopped(f"step {state.step} of {trainer.args.max_steps}", checkpoints)
     if (folder / BEST_WEIGHTS).exists():
         _load_weights(trainer.model, folder / BEST_WEIGHTS)
     return state
-
-
-def _stopped_message(state: RunState, steps: int, checkpoints: Checkpoints | None) -> str:
-    kept = f"a checkpoint of it is in {checkpoints.uri}" if checkpoints else "no checkpoint_dir is set, so it is lost"
-    return f"stopped by SIGTERM after step {state.step} of {steps}; {kept}"
 
 
 class _Watcher(TrainerCallback):
@@ -227,7 +222,7 @@ class _Watcher(TrainerCallback):
         self.progress.update(state.global_step, **self._latest)
         if processes.any_of(self.interruption.requested):
             control.should_training_stop = True
-        if self.checkpoints and (last or control.should_training_stop):
+        if self.checkpoints and (last or control.should_training_stop or self.checkpoints.are_due()):
             control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):

@@ -18,7 +18,9 @@ from pydantic import Field
 
 from rlhf.config import StageConfig
 from rlhf.errors import ConfigError, Stopped, TrainingError
+from rlhf.models.card import FILE_NAME
 from rlhf.progress import say
+from rlhf.training.checkpoints import Checkpoints
 from rlhf.training.config import TrainerConfig
 from rlhf.training.exchange import Exchange
 
@@ -57,7 +59,8 @@ def run(stage: str, config: TrainerConfig, paths: dict[str, str]) -> dict[str, f
 
     Args:
         paths: Inputs and outputs of the stage, by name. A path with nothing there yet is an output, as KFP gives it;
-            what is no path, such as a model's name, is handed on as it is.
+            what is no path, such as a model's name, is handed on as it is, and so is a folder with a model that no
+            stage wrote: it is on a volume, which the nodes mount too, and adapters and checkpoints name it.
 
     Returns:
         The stage's metrics, as its first process returned them.
@@ -72,8 +75,8 @@ def run(stage: str, config: TrainerConfig, paths: dict[str, str]) -> dict[str, f
 
     job = TrainJob.parse(json.loads(os.environ[VARIABLE]), VARIABLE)
     local = {name: path for name, path in paths.items() if os.path.isabs(path)}
-    inputs = {name: path for name, path in local.items() if os.path.exists(path)}
-    outputs = {name: path for name, path in local.items() if name not in inputs}
+    inputs = {name: path for name, path in local.items() if os.path.exists(path) and not _is_base_model(path)}
+    outputs = {name: path for name, path in local.items() if not os.path.exists(path)}
     # The same for a pod that is started again, so that it finds what the one before it left running.
     name = f"{stage.replace('_', '-')}-{hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:10]}"
     exchange = Exchange(f"{(job.exchange or _beside(outputs)).rstrip('/')}/{name}")
@@ -85,7 +88,7 @@ def run(stage: str, config: TrainerConfig, paths: dict[str, str]) -> dict[str, f
             {
                 "stage": stage,
                 "devices": job.devices,
-                "inputs": {key: value for key, value in paths.items() if key not in local},
+                "inputs": {key: value for key, value in paths.items() if key not in inputs and key not in outputs},
                 "outputs": {key: os.path.basename(path) for key, path in outputs.items()},
                 "options": config.model_dump(mode="json"),
             },
@@ -96,12 +99,18 @@ def run(stage: str, config: TrainerConfig, paths: dict[str, str]) -> dict[str, f
             say(stage, f"TrainJob {name}: {job.nodes} nodes of {_in_words(job.resources)}")
             _follow(stage, job, api)
             metrics = exchange.take_back(outputs)
+            if config.checkpoint_dir:  # which nodes leave, for what they wrote was not here yet
+                Checkpoints(config.checkpoint_dir, {}).remove()
         finally:
             with _undisturbed():
                 api.delete()
                 with contextlib.suppress(Exception):  # what is left there harms nobody
                     exchange.remove()
         return metrics
+
+
+def _is_base_model(path: str) -> bool:
+    return os.path.isfile(os.path.join(path, "config.json")) and not os.path.exists(os.path.join(path, FILE_NAME))
 
 
 def _follow(stage: str, job: TrainJob, api: Any) -> None:

@@ -181,6 +181,30 @@ def test_a_dirty_tree_is_said_and_is_not_pushed_under_the_commit_s_name(tmp_path
     )
 
 
+CONFIG, MANIFEST = (f"sha256:{letter * 64}" for letter in "cd")
+OF_DOCKER = {"Id": CONFIG, "RepoDigests": []}
+OF_CONTAINERD = {"Id": MANIFEST, "RepoDigests": [f"r.example/x@{MANIFEST}"]}
+PUSHED_BEFORE = {"Id": f"sha256:{'e' * 64}", "RepoDigests": [f"r.example/x@{MANIFEST}"]}
+OTHER = {"Id": f"sha256:{'e' * 64}", "RepoDigests": [f"r.example/x@sha256:{'f' * 64}"]}
+
+
+@pytest.mark.parametrize("kind", ["SchemaV2Manifest", "OCIManifest"])
+@pytest.mark.parametrize(
+    ("image", "free"), [(OF_DOCKER, True), (OF_CONTAINERD, True), (PUSHED_BEFORE, True), (OTHER, False)]
+)
+def test_a_tag_may_be_pushed_again_with_the_same_content_whichever_store_docker_keeps_it_in(
+    image, free, kind, monkeypatch
+):
+    manifest = {"Descriptor": {"digest": MANIFEST}, kind: {"config": {"digest": CONFIG}}}
+    said = {"image": [image], "manifest": manifest}
+    monkeypatch.setattr(engine, "run", lambda command, *_: json.dumps(said[command]))
+    if free:
+        build._check_tag_is_free("r.example/x:1")
+    else:
+        with pytest.raises(ImageError, match=r"the registry has this tag with other content; commit, or name another"):
+            build._check_tag_is_free("r.example/x:1")
+
+
 def test_the_base_is_pinned_by_digest():
     assert re.fullmatch(r"python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}", build.default_base())
 

@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from examples.demo import gold as gold_scores
 from examples.demo import posts
-from examples.demo.__main__ import UNLEASHED
 from pipelines import params
 from rlhf.models.card import ModelCard
 from tests import newcomer
 from tests.chromium import chromium
 from tests.containers import machine
-from tests.demo import assert_better_by_gold, run
+from tests.demo import assert_better_by_gold, run, stages_of, unleashed
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = REPOSITORY / "examples" / "demo" / "llama.yaml"
@@ -114,23 +113,11 @@ def test_a_person_sees_stages_and_progress_and_no_pages_of_json(llama_demo):
 
 def test_without_the_kl_penalty_the_demo_over_optimises_and_the_report_says_so(llama_demo, tmp_path):
     """PPO again on the same policy and reward model, with nothing to hold it back (Gao et al. 2023)."""
-    root = llama_demo / "build/demo"
-    stages = next((root / "run").glob("rlhf-*"))
-    values = params.read(SETTINGS)
-    job = {
-        "inputs": {
-            "prompts": str(stages / "data-validation/prompts"),
-            "policy": str(stages / "sft-trainer/policy"),
-            "reward_model": str(stages / "reward-trainer/reward_model"),
-        },
-        "outputs": {name: str(tmp_path / name) for name in ("tuned_policy", "samples", "report", "tensorboard")},
-        "options": values["ppo"]
-        | {"train_steps": UNLEASHED * values["reinforcement_learning_train_steps"], "kl_coeff": 0.0},
-    }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    screen = run(llama_demo, "rlhf.ppo_trainer", "--config", str(tmp_path / "job.yaml"))
+    root, stages = llama_demo / "build/demo", stages_of(llama_demo)
+    updates = unleashed("llama", llama_demo, tmp_path)
+    screen = (tmp_path / "screen.txt").read_text(encoding="utf-8")
     raised = [int(update) for update in re.findall(r"warning: update (\d+): The reward rose while", screen)]
-    assert min(raised) <= job["options"]["train_steps"] / 2, "well before the end"
+    assert min(raised) <= updates / 2, "well before the end"
     assert ModelCard.load(tmp_path / "tuned_policy").training["alarms"] >= len(raised)
     gold = gold_scores.measure(
         posts.load_gold(root / "gold"),

@@ -91,7 +91,9 @@ def _job(spec: dict, executor: str) -> dict[str, Any] | None:
         "image": pool["container_spec"]["image_uri"],
         "runs": _runs(pool["container_spec"]["args"]),
         "machine": machine["machine_type"],
-        "accelerator": f"{int(machine['accelerator_count'])}x{machine['accelerator_type']}",
+        "accelerator": f"{int(machine['accelerator_count'])}x{machine['accelerator_type']}"
+        if "accelerator_type" in machine
+        else None,
         "nodes": sum(int(each["replica_count"]) for each in pools),
         "disk": f"{int(disk['boot_disk_size_gb'])}GB({disk['boot_disk_type']})",
         "strategy": default["strategy"],

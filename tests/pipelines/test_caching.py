@@ -90,6 +90,20 @@ def test_a_run_is_made_again_when_the_file_of_a_grader_changed_under_its_uri(pip
     assert run(digests(), **options) == tasks
 
 
+def test_a_run_is_made_again_when_the_reward_models_base_or_others_predictions_changed(run, tmp_path):
+    base, others = tmp_path / "base", tmp_path / "others.jsonl"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    others.write_text("{}\n")
+    options = {"reward": {"base_model": str(base)}, "evaluation": {"others": {"mine": str(others)}}}
+    assert run(digests(), **options) == sorted(ALL)
+    (base / "config.json").write_text("{ }")
+    assert run(digests(), **options) == sorted(ALL)
+    others.write_text("{ }\n")
+    assert run(digests(), **options) == sorted(ALL)
+    assert run(digests(), **options) == ["data-fingerprint"]
+
+
 @pytest.mark.parametrize("profile", ["kubeflow-l4", "vertex-l4"])
 def test_what_clusters_make_their_keys_of_names_the_image_by_digest_and_the_data(profile, tmp_path):
     """Both take the image, the command, and the parameters; of artifacts their identity."""
@@ -119,15 +133,37 @@ def test_a_file_is_known_by_what_its_store_says_of_it(tmp_path):
     assert fingerprint(given, "t5-small") != first
 
 
-def test_a_model_in_a_folder_counts_with_its_files(tmp_path):
+@pytest.mark.parametrize("scheme", ["file://", ""])
+def test_a_model_in_a_folder_counts_with_its_files(tmp_path, scheme):
     from rlhf.data_validation.fingerprint import fingerprint
 
+    model = f"{scheme}{tmp_path}/model"
+    given = [({}, model, None), ({}, "t5-small", [{"base_model": model}])]
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
-    first = fingerprint({}, f"file://{tmp_path}/model")
-    assert fingerprint({}, f"file://{tmp_path}/model") == first
+    first = [fingerprint(*each) for each in given]
+    assert [fingerprint(*each) for each in given] == first
     (tmp_path / "model/config.json").write_text("{ }")
-    assert fingerprint({}, f"file://{tmp_path}/model") != first
+    again = [fingerprint(*each) for each in given]
+    assert all(one != other for one, other in zip(again, first, strict=True))
+
+
+def test_predictions_of_further_models_count_with_their_files(tmp_path):
+    from rlhf.data_validation.fingerprint import fingerprint
+
+    options = [{"others": {"mine": f"{tmp_path}/mine.jsonl"}}]
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    first = fingerprint({}, "t5-small", options)
+    assert fingerprint({}, "t5-small", options) == first
+    (tmp_path / "mine.jsonl").write_text("{ }\n")
+    assert fingerprint({}, "t5-small", options) != first
+
+
+@pytest.mark.parametrize("options", [{"base_model": 3}, {"others": ["a"]}, {"others": {"a": None}}, "text", None])
+def test_options_that_are_wrong_are_left_to_data_validation(options):
+    from rlhf.data_validation.fingerprint import fingerprint
+
+    assert fingerprint({}, "t5-small", [options]) == fingerprint({}, "t5-small", [options])
 
 
 def test_files_of_graders_count_wherever_they_stand_unless_their_text_travels(tmp_path):

@@ -34,11 +34,13 @@ KUBEFLOW_L4 = {
     "publisher": (0, "4", "64Gi"),
 }
 VERTEX_L4 = {
+    "data_validation": ("e2-standard-4", None, None),
     "sft_trainer": ("g2-standard-8", "NVIDIA_L4", 1),
     "reward_trainer": ("g2-standard-8", "NVIDIA_L4", 1),
     "ppo_trainer": ("g2-standard-8", "NVIDIA_L4", 1),
     "bulk_inference": ("g2-standard-8", "NVIDIA_L4", 1),
     "evaluator": ("g2-standard-8", "NVIDIA_L4", 1),
+    "publisher": ("e2-highmem-8", None, None),
 }
 
 
@@ -87,7 +89,7 @@ def jobs(document: dict) -> dict[str, dict]:
 def test_vertex_asks_for_what_the_table_says(vertex):
     found = {}
     for name, (pool,) in jobs(vertex[0]).items():
-        row = tuple(pool["machine_spec"][key] for key in ("machine_type", "accelerator_type", "accelerator_count"))
+        row = tuple(pool["machine_spec"].get(key) for key in ("machine_type", "accelerator_type", "accelerator_count"))
         assert found.setdefault(EXECUTORS[name], row) == row
     assert found == VERTEX_L4
 

@@ -8,8 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import psutil
@@ -64,6 +67,12 @@ def nested(how: str = "", options: dict = {}):
         first(how="", options=options)
     with dsl.If(how != "never", name="condition"):
         first(how=how, options=options).set_display_name("the-second")
+
+
+@dsl.pipeline(name="many")
+def many(how: str = "", options: dict = {}):
+    with dsl.ParallelFor(list(range(6)), name="shards") as _:
+        first(how=how, options=options)
 
 
 def run(how: str, root: Path):
@@ -166,14 +175,16 @@ def test_a_run_after_a_failed_one_comes_through(tmp_path):
     run("", tmp_path / "b")
 
 
+@pytest.mark.parametrize("pipeline", ["two", "many"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_ends_the_running_stage(tmp_path, sent):
+def test_interrupting_ends_the_running_stages_and_starts_no_more(tmp_path, sent, pipeline):
     code = (
         "import importlib.util, signal, sys\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs inherit it ignored
         f"spec = importlib.util.spec_from_file_location('tests_local', {str(Path(__file__))!r})\n"
         "module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)\n"
-        f"try: module.run('sleep', module.Path({str(tmp_path)!r}))\n"
+        "given = {'how': 'sleep', 'options': {'deep': {'er': 'seven'}}}\n"
+        f"try: module.local.run(module.{pipeline}, given, {str(tmp_path)!r})\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -187,6 +198,35 @@ def test_interrupting_ends_the_running_stage(tmp_path, sent):
     assert parent.wait(timeout=20) == 130
     assert time.monotonic() - began < local.SECONDS_TO_END  # asked to end, not killed when time was up
     assert not [child for child in stage if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    started = (tmp_path / "run.log").read_text().count("Executing task")
+    assert started <= {"two": 1, "many": 2}[pipeline], "kfp.local runs two shards side by side"
+
+
+def test_interrupting_ends_containers_in_whichever_threads_they_are_waited_for(capsys):
+    class Container:
+        killed = threading.Event()
+
+        def start(self): ...
+        def remove(self, force): ...
+        def kill(self):
+            self.killed.set()
+
+        def logs(self, stream):
+            yield b"half way"
+            self.killed.wait(20)
+
+        def wait(self):
+            return {"StatusCode": 137}
+
+    containers = pytest.importorskip("pipelines.containers")
+    client = SimpleNamespace(containers=SimpleNamespace(create=lambda **_: Container()))
+    with ThreadPoolExecutor() as pool:
+        status = pool.submit(containers.run_container, client, "image", [], {})
+        while not containers._running:
+            time.sleep(0.01)
+        containers.end_running()
+        assert status.result(timeout=10) == 137
+    assert not containers._running
 
 
 def test_on_a_terminal_stages_learn_where_to_draw(tmp_path, monkeypatch):

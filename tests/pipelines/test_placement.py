@@ -32,7 +32,7 @@ every = pytest.mark.parametrize(("profile", "pipeline"), [(n, p) for n in SHIPPE
 # Of what KFP and Vertex fill in when a task starts; everything else in double braces is a mistake.
 FILLED_IN_LATER = re.compile(
     r"\$(\.inputs\.(parameters|artifacts)\[.*|\.outputs\.(parameters|artifacts)\[.*|\.json_escape\[1\]|"
-    r"\.pipeline_google_cloud_\w+|\.pipeline_persistent_resource_id|\.pipeline_job_\w+.*|\.pipeline_root|\.pipeline_task_uuid)?"
+    r"\.pipeline_google_cloud_\w+|\.pipeline_service_account|\.pipeline_network|\.pipeline_persistent_resource_id|\.pipeline_job_\w+.*|\.pipeline_root|\.pipeline_task_uuid)?"
 )
 
 
@@ -112,7 +112,7 @@ def test_vertexs_accelerators_have_its_names():
 
     known = set(AcceleratorType.__members__)
     assert set(DEVICES) <= known
-    assert {machine.accelerator for machine in MACHINES.values()} <= set(DEVICES)
+    assert {machine.accelerator for machine in MACHINES.values()} - {None} <= set(DEVICES)
 
 
 def test_only_trainers_take_more_than_one_node(tmp_path):
@@ -193,6 +193,7 @@ def test_a_cluster_of_ones_own_is_described_in_the_profile_alone(tmp_path):
 
 
 def test_nodes_get_what_a_pod_of_one_node_gets(tmp_path):
+    from rlhf.training import node
     from rlhf.training.trainjob import VARIABLE, TrainJob
 
     def change(profile):
@@ -232,6 +233,7 @@ def test_nodes_get_what_a_pod_of_one_node_gets(tmp_path):
     assert container["image"] == job.image, "a cached result follows what trained"
     assert job.resources == {"cpu": "6", "memory": "24Gi", "nvidia.com/gpu": "1"}
     assert job.devices == 1
+    assert secrets.VARIABLE not in job.env, "which is JSON, and which the stage on the node reads"
     assert job.exchange == "/shared/exchange"
     assert (job.pending_seconds, job.timeout_seconds) == (300, 96 * 3600 + 300)
     assert pod["activeDeadlineSeconds"] == str(job.timeout_seconds)
@@ -241,7 +243,7 @@ def test_nodes_get_what_a_pod_of_one_node_gets(tmp_path):
         "HTTPS_PROXY": "http://proxy:3128",
         "TMPDIR": "/scratch",
         "HF_HOME": "/models/huggingface",
-        "RLHF_SECRETS": "/etc/rlhf/secrets",
+        node.SECRETS: "/etc/rlhf/secrets",
     }
     assert {mount["name"]: (mount["mountPath"], mount.get("subPath")) for mount in job.mounts} == {
         "scratch": ("/scratch", None),
@@ -284,10 +286,8 @@ def test_a_project_of_ones_own_is_described_in_the_profile_alone(tmp_path):
     profile = load_profile(changed(tmp_path, "vertex-l4", change))
     (path,) = [p for p in compile_pipelines(profile, IMAGES, tmp_path) if p.stem == "rlhf"]
     (spec,) = yaml.safe_load_all(path.read_text())
-    ppo, sft = (
-        {k: v.get("defaultValue") for k, v in spec["components"][f"comp-{n}"]["inputDefinitions"]["parameters"].items()}
-        for n in ("ppo-trainer", "sft-trainer")
-    )
+    ppo, sft = (constants_of(spec, name) for name in ("ppo-trainer", "sft-trainer"))
+    publisher = constants_of(spec, "publisher")
     assert [pool["replica_count"] for pool in ppo["worker_pool_specs"]] == [1, 1]
     assert (ppo["restart_job_on_worker_restart"], sft["restart_job_on_worker_restart"]) == (True, False)
     assert (ppo["strategy"], ppo["max_wait_duration"]) == ("FLEX_START", "7200s")
@@ -297,6 +297,39 @@ def test_a_project_of_ones_own_is_described_in_the_profile_alone(tmp_path):
     pool = sft["worker_pool_specs"][0]
     assert pool["machine_spec"]["machine_type"] == "g2-standard-8"  # the smallest with the cores and memory asked for
     assert pool["container_spec"]["env"] == [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}]
+    assert publisher["service_account"] == ppo["service_account"]
+    assert publisher["strategy"] == "STANDARD", "machines without accelerators need not be waited for"
+
+
+def constants_of(spec: dict, task: str) -> dict:
+    """What a job on Vertex is told when it is compiled."""
+    given = spec["components"][f"comp-{task}"]["inputDefinitions"]["parameters"]
+    return {name: definition.get("defaultValue") for name, definition in given.items()}
+
+
+@pytest.mark.parametrize("stage", ["data-validation", "ppo-trainer", "publisher"])
+def test_jobs_of_a_profile_that_names_none_have_the_account_and_the_network_of_the_run(stage):
+    """Vertex AI fills both in when the job starts; the network with nothing where the run has none."""
+    told = constants_of(documents("vertex-l4", "rlhf")[0], stage)
+    assert told["service_account"] == "{{$.pipeline_service_account}}"
+    assert told["network"] == "{{$.pipeline_network}}"
+
+
+def test_stages_without_accelerators_have_their_disk_time_and_machine_on_vertex_too(tmp_path):
+    def change(profile):
+        profile["stages"]["publisher"] |= {"disk": "700G", "timeout_hours": 3, "spot": True, "memory": "100G"}
+        profile["stages"]["data_validation"] |= {"machine": "n2-highmem-32"}
+        profile["vertex"] = {"disk_type": "hyperdisk-balanced"}
+
+    profile = load_profile(changed(tmp_path, "vertex-l4", change))
+    (path,) = [p for p in compile_pipelines(profile, IMAGES, tmp_path) if p.stem == "rlhf"]
+    (spec,) = yaml.safe_load_all(path.read_text())
+    publisher, data = (constants_of(spec, name) for name in ("publisher", "data-validation"))
+    (pool,) = publisher["worker_pool_specs"]
+    assert pool["disk_spec"] == {"boot_disk_type": "pd-ssd", "boot_disk_size_gb": 700}
+    assert pool["machine_spec"] == {"machine_type": "e2-highmem-16"}
+    assert (publisher["timeout"], publisher["strategy"]) == ("10800s", "SPOT")
+    assert data["worker_pool_specs"][0]["machine_spec"] == {"machine_type": "n2-highmem-32"}
 
 
 @pytest.mark.parametrize(
@@ -312,6 +345,12 @@ def test_a_project_of_ones_own_is_described_in_the_profile_alone(tmp_path):
             "vertex-h100x8",
             {"machine": "a3-highgpu-1g", "count": 1, "cpu": 8, "memory": "64G"},
             "a3-highgpu-1g is let with spot",
+        ),
+        ("vertex-l4", {"machine": "e2-standard-8"}, "e2-standard-8 has no accelerator, not NVIDIA_L4"),
+        (
+            "vertex-l4",
+            {"accelerator": None, "count": 0, "machine": None, "cpu": 96},
+            "no machine has 0 accelerators, 96 cores and 32G of memory",
         ),
         ("vertex-l4", {"shm": "8Gi"}, "device and shm are for Kubernetes"),
         ("kubeflow-l4", {"machine": "g2-standard-8"}, "machine is for Vertex"),

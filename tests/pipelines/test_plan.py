@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines import params
 from pipelines.placement.cluster import FOLDER, ProfileError, load_profile, names
 from pipelines.plan import job_of, problems, table
 from rlhf.errors import ConfigError, ModelError
@@ -89,6 +90,21 @@ def test_a_profile_that_does_not_say_what_its_accelerators_are_is_named(tmp_path
     path.write_text(yaml.safe_dump(profile))
     with pytest.raises(ProfileError, match=r"stages.ppo_trainer.device: found none, expected"):
         table(job("t5-small"), load_profile(str(path)))
+
+
+def test_a_run_without_demonstrations_is_planned_without_sft():
+    values = params.read(ROOT / "examples/llama-2-7b-vertex-tldr.yaml")
+    model = values["large_model_reference"]
+    without = job_of(model, values)
+    assert without.sft is None
+    assert without.reward_beside, "all adapters are on the base itself"
+    assert problems(without, load_profile("vertex-h100x8")) == []
+    assert "sft_trainer" not in table(without, load_profile("vertex-h100x8"))
+    with_them = job_of(model, {**values, "demonstration_dataset": "gs://b/demonstrations.jsonl"})
+    assert "sft_trainer" in table(with_them, load_profile("vertex-h100x8"))
+    assert any(line.startswith("sft_trainer") for line in problems(with_them, load_profile("vertex-h100x8")))
+    with pytest.raises(ConfigError, match=r"unknown option 'sft.microbatch'"):
+        job_of(model, {**values, "sft": {"microbatch": 1}})
 
 
 def test_wrong_options_and_models_are_named(tmp_path):

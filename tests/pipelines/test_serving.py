@@ -157,10 +157,9 @@ def test_every_stage_on_vertex_is_told_which_secrets_to_read_and_no_token(tmp_pa
         for each in spec["components"].values()
         if "worker_pool_specs" in each.get("inputDefinitions", {}).get("parameters", {})
     ]
-    executors = spec["deploymentSpec"]["executors"]
-    pods = [executors[f"exec-{name}"]["container"]["env"] for name in ("data-validation", "publisher")]
-    assert len(jobs) == 6
-    for env in jobs + pods:
+    fingerprint = spec["deploymentSpec"]["executors"]["exec-data-fingerprint"]["container"]["env"]
+    assert len(jobs) == 8
+    for env in [*jobs, fingerprint]:
         found = {each["name"]: each["value"] for each in env}
         assert json.loads(found["RLHF_SECRETS"]) == {"HF_TOKEN": TOKEN}
 

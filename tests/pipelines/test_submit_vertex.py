@@ -118,11 +118,7 @@ def test_a_run_is_made_of_the_file_its_parameters_and_all_settings(server, comma
     given = request.json["runtimeConfig"]["parameterValues"]
     assert given == {**PARAMS, "encryption_spec_key_name": KEY, "kl_coeff": 0.2, "ppo": {"gamma": 1.0}}
     spec = request.json["pipelineSpec"]
-    plain = [
-        executor["container"]["image"]
-        for name, executor in spec["deploymentSpec"]["executors"].items()
-        if name in ("exec-data-validation", "exec-publisher")
-    ]
+    plain = spec["deploymentSpec"]["executors"]["exec-data-fingerprint"]["container"]["image"]
     jobs = [
         pool["container_spec"]["image_uri"]
         for component in spec["components"].values()
@@ -131,12 +127,20 @@ def test_a_run_is_made_of_the_file_its_parameters_and_all_settings(server, comma
         .get("worker_pool_specs", {})
         .get("defaultValue", [])
     ]
-    assert len(plain) == 2
-    assert len(jobs) == 6
-    assert all(image.endswith(":1f2e3d") for image in plain + jobs)
+    assert len(jobs) == 8
+    assert all(image.endswith(":1f2e3d") for image in [plain, *jobs])
     assert request.json["pipelineSpec"]["root"]["dag"]["tasks"]["sft-trainer"]["cachingOptions"]["enableCache"]
     page = "https://console.cloud.google.com/vertex-ai/locations/europe-west4/pipelines/runs/nightly?project=my-project"
     assert out == f"submitted: nightly\nlook: {page}\n"
+
+
+def test_a_key_of_the_command_line_is_that_of_every_job_of_the_run(server, command):
+    other = KEY.replace("cryptoKeys/k", "cryptoKeys/other")
+    assert command("--no-wait", "--encryption-key", KEY, params={"encryption_spec_key_name": other})[0] == 0
+    (request,) = server.seen("POST", JOBS)
+    (job,) = server.jobs.values()
+    assert job.encryption_spec.kms_key_name == KEY
+    assert request.json["runtimeConfig"]["parameterValues"]["encryption_spec_key_name"] == KEY
 
 
 def test_it_is_followed_to_the_end(server, command):
@@ -258,6 +262,7 @@ def test_a_tensorboard_needs_an_account_for_the_jobs(server, command):
     assert code == 2
     assert err.startswith("error: tensorboard_resource_id: Vertex AI streams from jobs that have a service account")
     assert not server.requests
+    assert command("--no-wait", "--service-account", "runner@p.iam.gserviceaccount.com", params=tensorboard)[0] == 0
 
 
 SETTINGS = {"project": "my-project", "location": "europe-west4", "pipeline root": "gs://bucket/root"}

@@ -190,6 +190,19 @@ def test_sigterm_keeps_what_there_is(prompts, llama_folder, monkeypatch):
     assert sum(calls) == COUNT
 
 
+def test_where_completions_are_kept_is_said_without_its_secret(prompts, llama_folder, monkeypatch, tmp_path):
+    generate = Policy.generate
+
+    def terminated(self, rows, *arguments, **options):
+        signal.raise_signal(signal.SIGTERM)
+        return generate(self, rows, *arguments, **options)
+
+    monkeypatch.setattr(Policy, "generate", terminated)
+    with pytest.raises(Stopped, match=r"kept in .*/kept\?sig=….*; run again") as stopped:
+        answers(prompts, llama_folder, tokens_at_once=1, checkpoint_dir=f"{tmp_path}/kept?sig=s3cret")
+    assert "s3cret" not in str(stopped.value)
+
+
 def test_where_memory_runs_out_it_goes_on_with_half_as_many(prompts, llama_folder, monkeypatch, capsys):
     whole = answers(prompts, llama_folder)
     generate = Policy.generate

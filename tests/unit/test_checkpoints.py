@@ -12,7 +12,7 @@ from rlhf.models.card import ModelCard
 from rlhf.ppo.config import PPOTrainerConfig
 from rlhf.rewards.config import RewardFunction
 from rlhf.rewards.groups import fingerprint
-from rlhf.training import processes
+from rlhf.training import checkpoints, processes
 from rlhf.training.checkpoints import Checkpoints, checkpoints_of, raise_if_full
 from tests import stores
 
@@ -42,6 +42,22 @@ def test_the_newest_checkpoint_comes_back_and_those_before_it_go(state, tmp_path
     assert (tmp_path / "back/nested/run.json").read_text() == "{}"
     Checkpoints(str(kept), IDENTITY).remove()
     assert names(kept) == []
+
+
+def test_a_checkpoint_is_due_so_many_minutes_after_the_last(state, tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now)
+    kept = Checkpoints(str(tmp_path / "kept"), IDENTITY, minutes=2)
+    now = 1119.0
+    assert not kept.are_due()
+    now = 1121.0
+    assert kept.are_due()
+    kept.save(state, 1)
+    assert not kept.are_due()
+    now = 1242.0
+    assert kept.are_due()
+    monkeypatch.setattr(processes, "gather", lambda part: [False, part])
+    assert not kept.are_due(), "the first process's clock counts"
 
 
 def test_where_nothing_is_there_is_nothing_to_go_on_from(tmp_path):

@@ -123,6 +123,16 @@ def test_a_source_without_a_usable_row_is_an_error_even_when_all_may_be_put_asid
         ({"reward": {"learning_rate": 0}}, ConfigError, "reward.learning_rate: found 0"),
         ({"inference": {"x": 1}}, ConfigError, "inference.x"),
         ({"evaluation": {"x": 1}}, ConfigError, "evaluation.x"),
+        (
+            {"inference": {"format": "vertex", "samples": 4}},
+            ConfigError,
+            "inference.samples: found 4 with format vertex",
+        ),
+        (
+            {"evaluation": {"others": {"third": "/no/file.jsonl"}}},
+            ConfigError,
+            "evaluation.others.third: /no/file.jsonl: cannot be read as predictions",
+        ),
         ({"preference_dataset": ""}, ConfigError, "preference_dataset"),
         ({"sufix": "TL;DR:"}, ConfigError, "did you mean 'suffix'"),
         ({"preference_eval_fraction": 0}, ConfigError, "preference_eval_fraction: found 0"),
@@ -159,8 +169,15 @@ def test_a_model_that_is_published_there_already_is_a_warning_and_other_files_ar
         validate(options | {"publish_to": str(folder)}, tmp_path)
 
 
+def test_bert_score_that_is_not_here_is_a_warning_for_the_evaluator_may_have_it(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "bert_score", None)
+    validate(options | {"evaluation": {"bertscore_model": "roberta-large"}}, tmp_path)
+    assert "warning: evaluation.bertscore_model needs the package bert-score" in capsys.readouterr().out
+
+
 def test_options_of_other_stages_that_are_right_pass(options, tmp_path):
     options |= {
+        "inference": {"samples": 4},
         "ppo": {"kl_coeff": 0, "batch_size": 8.0, "minibatch_size": 8},
         "sft": {"epochs": 2},
         "evaluation": {"seed": 1},

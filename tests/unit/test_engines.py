@@ -3,6 +3,7 @@
 import inspect
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -103,6 +104,20 @@ def test_vllm_is_not_asked_for_weights_that_are_spread(policy, monkeypatch):
     assert isinstance(training_engine("auto", *spread), Transformers)
     with pytest.raises(ConfigError, match="engine: found 'vllm', but its weights are spread over processes"):
         training_engine("vllm", *spread)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_vllm_is_not_asked_for_a_vocabulary_that_has_grown(tuning, llama_folder, tmp_path, monkeypatch):
+    shutil.copytree(llama_folder, tmp_path, dirs_exist_ok=True)
+    model = AutoModelForCausalLM.from_pretrained(llama_folder)
+    model.resize_token_embeddings(model.config.vocab_size - 1)  # fewer than the tokenizer has
+    model.save_pretrained(tmp_path)
+    policy, _ = Policy.to_train(tmp_path, Template(), SFTTrainerConfig(tuning=tuning))
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert isinstance(engine("auto", policy), Transformers)
+    with pytest.raises(ConfigError, match="engine: found 'vllm', but its tokenizer has 1 tokens more than the"):
+        engine("vllm", policy)
 
 
 class Recorded:

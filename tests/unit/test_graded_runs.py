@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rlhf.data.store import read_dataset
+from rlhf.data.template import Template
 from rlhf.data_validation.config import DataValidationConfig
 from rlhf.data_validation.stage import run as validate
 from rlhf.errors import ConfigError
@@ -118,7 +119,7 @@ def test_leaving_one_out_is_the_reward_less_the_mean_of_the_others():
 def test_the_loop_for_encoder_decoders_leaves_one_out_of_rewards_less_the_kl(t5_folder):
     from tests.ppo import RESPONSE, config_of, episodes_of, learner_of, policy_of
 
-    options = ppo_options(GRPOTrainerConfig(algorithm="rloo", batch_size=6, group_size=3, kl_coeff=0.5))
+    options = ppo_options(GRPOTrainerConfig(algorithm="rloo", batch_size=6, group_size=3, kl_coeff=0.5), Template())
     assert options.group_baseline == "leave_one_out"
     same = {"group_size": 3, "batch_size": 6, "minibatch_size": 6, "advantage": "group", "value_coeff": 0.0}
     learner = learner_of(t5_folder, group_baseline="leave_one_out", **same)
@@ -138,6 +139,12 @@ def test_the_loop_for_encoder_decoders_leaves_one_out_of_rewards_less_the_kl(t5_
         said = len(episode.response)
         assert rollout.advantages[row, :said].tolist() == pytest.approx([expected] * said, abs=1e-5)
         assert not rollout.advantages[row, said:].any()
+
+
+@pytest.mark.parametrize(("config", "name"), [(GRPOTrainerConfig, "grpo"), (PPOTrainerConfig, "ppo")])
+def test_an_adapter_with_dropout_is_refused_where_probabilities_are_compared(config, name):
+    with pytest.raises(ConfigError, match=r"lora.dropout must be 0 .* not 0.05"):
+        config.parse({"tuning": "lora", "lora": {"dropout": 0.05}}, name)
 
 
 def test_leaving_one_out_of_groups_of_one_is_refused():
@@ -163,9 +170,12 @@ def test_the_loop_for_encoder_decoders_is_given_the_same_options():
     config = GRPOTrainerConfig.parse(
         {"batch_size": 12, "group_size": 3, "kl_coeff": 0.0, "learning_rate": 2e-4}, "grpo"
     )
-    options = ppo_options(config)
+    options = ppo_options(config, Template())
     assert (options.advantage, options.group_size, options.batch_size, options.epochs) == ("group", 3, 12, 1)
     assert (options.reference, options.missing_eos_score, options.peak_learning_rate) == ("none", None, 2e-4)
+    assert options.microbatch_tokens == PPOTrainerConfig().microbatch_tokens
+    two = config.model_copy(update={"microbatch_size": 2})
+    assert ppo_options(two, Template(prompt_sequence_length=40, target_sequence_length=8)).microbatch_tokens == 96
     logged = {"ppo/reward": [(1, 0.5)], "ppo/bad_rewards": [(1, 3.0)], "ppo/explained_variance": [(1, 1.0)]}
     assert renamed(logged, 12) == {"grpo/grade": [(1, 0.5)], "grpo/bad_grades": [(1, 0.25)]}
 

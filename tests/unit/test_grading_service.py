@@ -9,6 +9,8 @@ import time
 import pytest
 
 from rlhf.errors import ConfigError, TrainingError
+from rlhf.grpo_trainer.config import GRPOTrainerConfig
+from rlhf.grpo_trainer.stage import _graded_by
 from rlhf.rewards import service
 from rlhf.rewards.config import RewardFunction
 from rlhf.rewards.service import ServiceGrader
@@ -105,6 +107,14 @@ def test_a_row_that_the_service_could_not_grade_is_nan_and_said(lengths):
     assert all(map(math.isnan, values[2:4]))
     assert found.faults[2].endswith("could not grade (too long) row 3 of 5 (id 'x')")
     assert found.faults[3].endswith("gave 'high', no number or null, row 4 of 5 (id 'y')")
+
+
+@pytest.mark.parametrize("url", ["https://user:s3cret@grader/g", "https://grader/g?api_key=s3cret&v=1"])
+def test_a_password_in_its_address_is_never_said(url):
+    config = RewardFunction(http=url)
+    for said in (config.words, _graded_by(GRPOTrainerConfig(grader=config), "")):
+        assert "s3cret" not in said
+        assert "grader/g" in said
 
 
 def test_nobody_there_is_said():

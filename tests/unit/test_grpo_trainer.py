@@ -1,6 +1,7 @@
 """The trainer by groups on tiny models: either algorithm learns, on either architecture; a bad grader ends it before
 anything moves."""
 
+import functools
 import json
 import math
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from rlhf.data.store import read_dataset, write_dataset
 from rlhf.data.template import Template
@@ -130,6 +132,37 @@ def test_the_grade_rises_on_prompts_that_were_not_trained_on(arch, algorithm, re
     assert {"grpo": "group relative policy optimisation", "rloo": "a leave-one-out baseline"}[algorithm] in page
     assert job.policy.card.kind == "policy"
     assert job.policy.card.training["grade_after"] == metrics["grade_after"]
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_nothing_is_dropped_out_so_that_there_is_no_kl_where_it_starts(algorithm, pythia_folder, job):
+    """GPT-NeoX has dropout in modules, and in a number of its attention's that no module stands for."""
+    job.run(pythia_folder, algorithm=algorithm, train_steps=1, held_out_prompts=0)
+    assert read_scalars(job.out / "logs")["grpo/kl"] == [(1, pytest.approx(0.0, abs=1e-6))]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_padding_takes_no_positions_from_a_model_that_learned_a_vector_for_each(
+    algorithm, tuning, llama_folder, job, tmp_path, monkeypatch
+):
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    sizes = {"n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    forward, paddings = GPT2Model.forward, []
+
+    def watched(model, input_ids=None, *, attention_mask=None, position_ids=None, **options):
+        if options.get("past_key_values") is None:
+            paddings.append((attention_mask == 0).sum(1))
+            padded = [positions[mask == 1] for positions, mask in zip(position_ids, attention_mask, strict=True)]
+            assert all(torch.equal(found, torch.arange(len(found))) for found in padded)
+        return forward(model, input_ids, attention_mask=attention_mask, position_ids=position_ids, **options)
+
+    functools.update_wrapper(watched, forward)
+    monkeypatch.setattr(GPT2Model, "forward", watched)
+    job.run(tmp_path / "gpt2", algorithm=algorithm, tuning=tuning, train_steps=1, held_out_prompts=0)
+    assert torch.cat(paddings).max() > 0, "prompts were of several lengths"
 
 
 @pytest.mark.parametrize("arch", ["llama", "t5"])
@@ -309,6 +342,27 @@ def test_a_run_that_was_killed_and_stopped_ends_with_the_very_same_weights(
     assert torch.equal(*(weights(Policy.load(tmp_path / name / "policy", TEMPLATE)) for name in ("whole", "broken")))
     samples = [(tmp_path / name / "samples.jsonl").read_text() for name in ("whole", "broken")]
     assert samples[0] == samples[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_a_run_may_go_on_with_smaller_microbatches(arch, request, job, prompts, tmp_path):
+    inputs = {"prompts": str(prompts), "policy": str(request.getfixturevalue(f"{arch}_folder"))}
+    options = job.options("letters", train_steps=8, learning_rate=1e-4)
+    kept = {"checkpoint_dir": str(tmp_path / "checkpoints"), "checkpoint_every": 1}
+
+    def file(name: str, **more) -> Path:
+        return training.write_job(tmp_path / f"{name}.yaml", inputs, tmp_path / name, OUTPUTS, options | more)
+
+    training.finish(training.start("grpo_trainer", file("whole")))
+    first = training.start("grpo_trainer", file("broken", **kept))
+    training.end_at_step(first, tmp_path / "checkpoints", 3, signal.SIGKILL)
+    again = training.start("grpo_trainer", file("broken", microbatch_size=4, **kept))
+    assert "going on from the checkpoint of" in training.finish(again)
+    found, expected = (weights(Policy.load(tmp_path / name / "policy", TEMPLATE)) for name in ("broken", "whole"))
+    assert (found - expected).abs().mean() < 1e-7
+    said = [(tmp_path / name / "samples.jsonl").read_text() for name in ("broken", "whole")]
+    assert said[0] == said[1]
 
 
 @pytest.mark.slow

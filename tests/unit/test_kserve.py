@@ -231,9 +231,11 @@ def test_a_step_that_is_started_again_finds_its_entry(registry, capsys):
     assert register(config, "m", "s3://b/m", "abc", {})
     assert not register(config, "m", "s3://b/m", "abc", {})
     assert "already in the Model Registry" in capsys.readouterr().out
-    assert register(config, "m", "s3://b/m2", "def", {})
+    assert register(config, "m", "s3://b/m2", "def", {"grade_after": 1.0})
     assert len(registry.entered["/registered_models"]) == 1
     assert [version["name"] for version in registry.entered["/model_versions"]] == ["abc", "def"]
+    said = [version["description"] for version in registry.entered["/model_versions"]]
+    assert said == [f"Tuned with reinforcement learning{by}." for by in ("", " on the grades of a grader")]
 
 
 def test_a_model_can_be_entered_without_being_served(registry):

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from rlhf.errors import ConfigError
+from rlhf.models.card import ModelCard
 from rlhf.reward_trainer import RewardTrainerConfig, stage
 from rlhf.tracking import read_scalars
 from rlhf.training import node, trainjob
+from rlhf.training.exchange import Exchange
 from rlhf.training.launch import launch
 from rlhf.training.nodes import Nodes, nodes
 from tests import reward, training
@@ -120,18 +122,27 @@ def test_two_nodes_of_two_processes_by_kubeflow_trainer_learn_what_one_process_d
 ):
     for name in [each for each in os.environ if "proxy" in each.lower() or each.startswith("KFP_")]:
         monkeypatch.delenv(name)
+    (tmp_path / "secrets/0").mkdir(parents=True)
+    (tmp_path / "secrets/0/HF_HUB_OFFLINE").write_text("1")
     described = {
         "image": "registry.example/rlhf-reward-trainer@sha256:abc",
         "nodes": 2,
         "runtime": RUNTIME,
         "resources": {"cpu": "1"},
-        "env": {"RLHF_PROCESSES": "2", "HF_HUB_OFFLINE": "1"},
+        "env": {"RLHF_PROCESSES": "2", node.SECRETS: str(tmp_path / "secrets")},  # which every profile sets
         "exchange": str(tmp_path / "exchange"),
         "pending_seconds": 60,
         "timeout_seconds": 7200,
         "poll_seconds": 0.5,
     }
-    out = tmp_path / "out"
+    out, checkpoints, kept = tmp_path / "out", tmp_path / "checkpoints", []
+    take_back = Exchange.take_back
+
+    def taken_back(exchange, outputs):
+        kept.append(training.latest_step(checkpoints))
+        return take_back(exchange, outputs)
+
+    monkeypatch.setattr(Exchange, "take_back", taken_back)
     with served(TrainerServer(kubelet=tmp_path / "nodes")) as server:
         kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", server.url)
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(kubeconfig))
@@ -139,12 +150,15 @@ def test_two_nodes_of_two_processes_by_kubeflow_trainer_learn_what_one_process_d
         metrics = launch(
             "reward_trainer",
             stage.run,
-            RewardTrainerConfig(**OPTIONS),
+            RewardTrainerConfig(**OPTIONS, checkpoint_dir=str(checkpoints)),
             preferences=str(preferences),
             policy=str(llama_folder),
             **{name: str(out / file) for name, file in reward.OUTPUTS.items()},
         )
         assert server.jobs == {}
+    assert kept == [OPTIONS["train_steps"]], "checkpoints are kept until what was made of them is here"
+    assert training.latest_step(checkpoints) == 0
+    assert ModelCard.load(out / reward.OUTPUTS["reward_model"]).base == str(llama_folder)
     assert_the_same(out, metrics, alone)
     printed = capfd.readouterr().out
     assert "[reward_trainer] node 1 of 2" in printed
@@ -157,6 +171,7 @@ import sys, yaml
 from rlhf.job import stage_errors
 from rlhf.reward_trainer import RewardTrainerConfig
 from rlhf.reward_trainer.stage import run
+from rlhf.training.exchange import Exchange
 from rlhf.training.launch import launch
 job = yaml.safe_load(open(sys.argv[1]))
 with stage_errors("reward_trainer"):

@@ -5,17 +5,19 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BartConfig, BartForConditionalGeneration
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
 
 from rlhf.data.chat import mark
 from rlhf.data.template import Template
-from rlhf.errors import ModelError
+from rlhf.errors import DataError, ModelError
 from rlhf.models import generation
 from rlhf.models.card import ModelCard
 from rlhf.models.encoding import encode_chat, encode_text
 from rlhf.models.loading import load_tokenizer
 from rlhf.models.policy import Policy, pad_left
 from rlhf.sft_trainer.config import SFTTrainerConfig
+from rlhf.training.prompts import read_prompts
 from tests.conftest import CHAT_TEMPLATE
 
 PROMPTS = ["My brother sold my guitar.\nTL;DR:", "So this is about my boss. Should I sue them?\nTL;DR:", "a\nTL;DR:"]
@@ -123,6 +125,32 @@ def test_padding_is_never_the_end_of_sequence_token(llama_folder, tmp_path):
     loaded = load_tokenizer(str(tmp_path))
     assert loaded.pad_token_id is not None
     assert loaded.pad_token_id != loaded.eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("special", "expected"),
+    [
+        (
+            ["<|begin_of_text|>", "<|reserved_special_token_0|>", "<|finetune_right_pad_id|>"],
+            "<|finetune_right_pad_id|>",
+        ),
+        (["<|begin_of_text|>", "<|reserved_special_token_0|>"], "<|reserved_special_token_0|>"),
+        (["<|begin_of_text|>"], "<pad>"),
+    ],
+)
+def test_padding_is_a_spare_token_where_there_is_one_so_that_embeddings_do_not_grow(
+    special, expected, pythia_folder, tmp_path
+):
+    tokenizer = AutoTokenizer.from_pretrained(pythia_folder)
+    tokenizer.add_tokens([AddedToken(each, special=True) for each in special])
+    tokenizer.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(pythia_folder)
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.save_pretrained(tmp_path)
+    policy = Policy.load(tmp_path)
+    assert policy.tokenizer.pad_token == expected
+    assert policy.pad in policy.forbidden
+    assert policy.model.get_input_embeddings().num_embeddings == model.config.vocab_size
 
 
 def test_an_encoder_is_refused_as_a_policy(bert_folder):
@@ -290,7 +318,9 @@ def test_an_encoder_reads_a_few_prompts_at_a_time_each_as_if_alone(t5_folder, mo
     assert sorted(shapes) == [(1, length) for length in lengths], "one by one, without padding"
 
 
-def test_an_encoder_that_counts_positions_from_the_left_reads_every_prompt_as_if_alone(t5_folder):
+@pytest.fixture
+def bart(t5_folder) -> Policy:
+    """An encoder-decoder that counts positions, 256 in each half."""
     policy = Policy.load(t5_folder)
     torch.manual_seed(0)
     sizes = {f"{part}_{size}": 2 for part in ("encoder", "decoder") for size in ("layers", "attention_heads")}
@@ -308,9 +338,22 @@ def test_an_encoder_that_counts_positions_from_the_left_reads_every_prompt_as_if
         forced_eos_token_id=None,
         decoder_start_token_id=policy.pad,
     )
-    bart = Policy(BartForConditionalGeneration(config).eval(), policy.tokenizer, None)
+    return Policy(BartForConditionalGeneration(config).eval(), policy.tokenizer, None)
+
+
+def test_an_encoder_that_counts_positions_from_the_left_reads_every_prompt_as_if_alone(bart):
     prompts = [bart.encode_prompt(text) for text in PROMPTS]
     assert bart.generate(prompts, 12, 0.0) == [bart.generate([prompt], 12, 0.0)[0] for prompt in prompts]
+
+
+def test_an_encoder_has_its_positions_for_itself(bart):
+    words = (bart.positions - 20) // len(bart.encode_prompt("guitar"))
+    row = {"id": "long", "prompt": "guitar " * words, "reference": None}
+    template = Template(prompt_sequence_length=256, target_sequence_length=200)
+    [prompt], _ = read_prompts([row], template, bart)
+    assert bart.positions - 200 < len(prompt.ids) <= bart.positions
+    with pytest.raises(DataError, match="'long' has"):
+        read_prompts([row], template.model_copy(update={"target_sequence_length": 257}), bart)
 
 
 def test_an_output_layer_of_its_own_survives_loading_tuning_and_saving(t5_folder, tmp_path):

@@ -108,6 +108,14 @@ def test_a_run_killed_at_ten_random_points_ends_with_the_very_same_weights(
     assert said[0] == said[1]
 
 
+def test_time_makes_checkpoints_too(prompts, reward, llama_folder, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    options = {"checkpoint_dir": str(checkpoints), "checkpoint_every": 1000, "checkpoint_minutes": 1e-6}
+    broken = job(tmp_path / "broken", prompts, llama_folder, reward, **options)
+    training.end_at_step(training.start("ppo_trainer", broken), checkpoints, 3, signal.SIGKILL)
+    assert "going on from the checkpoint of" in training.finish(training.start("ppo_trainer", broken))
+
+
 def test_sigterm_leaves_a_checkpoint_and_says_so(prompts, reward, llama_folder, tmp_path):
     checkpoints = tmp_path / "checkpoints"
     broken = job(

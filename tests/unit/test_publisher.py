@@ -17,6 +17,7 @@ from rlhf.models import references
 from rlhf.models.card import ModelCard
 from rlhf.models.policy import Policy
 from rlhf.publisher import PublisherConfig, stage
+from rlhf.publisher.card import readme
 from tests import stores
 from tests.loopback import environment, loopback_only, moto_port, opened  # noqa: F401
 from tests.ppo import config_of
@@ -183,6 +184,20 @@ def test_the_card_says_what_the_model_is_and_what_it_was_judged_by(llama_folder,
     ):
         assert said in text
     assert "as the lengths are" not in text, "what was not measured is not said"
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"reward_after": 1.0}, "learning on human preferences."),
+        ({"grade_after": 1.0}, "learning on the grades of a grader."),
+        ({"reward_after": 1.0, "grade_after": 1.0}, "learning on human preferences and the grades of a grader."),
+        ({}, "learning."),
+    ],
+)
+def test_human_preferences_are_spoken_of_only_where_there_were_any(figures, said):
+    text = readme("m", card_of("a/b", template_of()), template_of(), figures, "d1", seq2seq=False)
+    assert f"\nTuned with reinforcement {said}\n" in text
 
 
 def test_text_of_users_is_text_in_the_card(llama_folder, tmp_path):

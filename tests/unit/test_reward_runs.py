@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rlhf.errors import ConfigError
 from rlhf.reward_trainer import RewardTrainerConfig, stage
@@ -99,6 +100,10 @@ def test_a_process_that_fails_ends_the_stage(preferences, llama_folder, tmp_path
     assert "error: batch_size: found 15, expected a multiple of the 2 processes" in capfd.readouterr().out
     monkeypatch.setenv("RLHF_PROCESSES", "many")
     with pytest.raises(ConfigError, match="RLHF_PROCESSES: found 'many'"):
+        launch("reward_trainer", stage.run, config)
+    monkeypatch.setenv("RLHF_PROCESSES", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="RLHF_PROCESSES: found 3, but there are 2 GPUs here"):
         launch("reward_trainer", stage.run, config)
 
 

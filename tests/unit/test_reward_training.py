@@ -256,6 +256,15 @@ def test_four_bits_where_there_are_no_kernels_is_an_error_that_says_what_to_do(m
         quantisation(torch.device("cuda"), [])
 
 
+@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_what_is_held_in_4_bits_computes_in_bfloat16_only_where_the_gpu_has_it(has_it, expected, monkeypatch):
+    from rlhf.models.tuning import quantisation
+
+    monkeypatch.setattr("bitsandbytes.supported_torch_devices", {"cuda"})
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_it)
+    assert quantisation(torch.device("cuda"), []).bnb_4bit_compute_dtype == expected
+
+
 def test_with_qlora_only_the_adapter_and_the_head_are_trained(llama_folder, preferences, tmp_path):
     trainer = trainer_of(preferences, llama_folder, tmp_path, tuning="qlora")
     trained = {name for name, value in trainer.model.named_parameters() if value.requires_grad}

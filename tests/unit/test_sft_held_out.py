@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from rlhf.data.store import read_dataset
 from rlhf.metrics import rouge
 from rlhf.models.policy import Policy
+from rlhf.sft_trainer import held_out
 from rlhf.sft_trainer.demonstrations import split, tokenise
 from rlhf.sft_trainer.held_out import SHOWN, HeldOut
 from rlhf.tracking import read_scalars
@@ -177,3 +178,13 @@ def test_what_the_policy_says_is_shown_from_before_training_to_the_end(llama_fol
     assert first[:3] == ["What a person wrote", "Before training", "Step 40"]
     assert first[-1].startswith("Step 80")
     assert sum("kept" in heading for heading in first) == 1
+
+
+def test_held_out_demonstrations_are_measured_in_the_precision_of_training(llama_folder, monkeypatch):
+    policy, everything = tokenised(llama_folder, rows())
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(held_out, "working_dtype", lambda wanted, device, dtype=dtype: dtype)
+        losses.append(HeldOut(policy, everything[:8], False, 64, 16).measure()[0]["sft/eval_loss"])
+    assert losses[1] != losses[0]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)

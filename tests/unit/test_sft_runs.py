@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rlhf.tracking import read_scalars
 from tests import training
@@ -68,6 +69,27 @@ def test_a_run_that_was_killed_ends_with_the_very_same_weights(
     reports = [(tmp_path / name / "report.html").read_text() for name in ("whole", "broken")]
     said = [re.findall(r"<h4>.*?</h4>\s*<[^>]*>([^<]*)", report) for report in reports]
     assert said[0] == said[1] != []
+
+
+def test_time_makes_checkpoints_too(demonstrations, llama_folder, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    options = {"checkpoint_dir": str(checkpoints), "checkpoint_every": 1000, "checkpoint_minutes": 1e-6}
+    broken = job(tmp_path / "broken", demonstrations, llama_folder, **options)
+    training.end_at_step(training.start("sft_trainer", broken), checkpoints, 3, signal.SIGKILL)
+    assert "going on from the checkpoint of" in training.finish(training.start("sft_trainer", broken))
+
+
+def test_a_run_may_go_on_with_smaller_microbatches(demonstrations, llama_folder, tmp_path):
+    whole = job(tmp_path / "whole", demonstrations, llama_folder, train_steps=20, microbatch_size=8)
+    training.finish(training.start("sft_trainer", whole))
+    checkpoints = tmp_path / "checkpoints"
+    options = {"checkpoint_dir": str(checkpoints), "checkpoint_every": 1, "train_steps": 20}
+    broken = job(tmp_path / "broken", demonstrations, llama_folder, microbatch_size=8, **options)
+    training.end_at_step(training.start("sft_trainer", broken), checkpoints, 5, signal.SIGKILL)
+    broken = job(tmp_path / "broken", demonstrations, llama_folder, microbatch_size=4, **options)
+    assert "going on from the checkpoint of" in training.finish(training.start("sft_trainer", broken))
+    found, expected = (training.tensors(tmp_path / name / "policy") for name in ("broken", "whole"))
+    assert all(torch.allclose(found[name], weights, atol=1e-4) for name, weights in expected.items())
 
 
 def test_a_checkpoint_of_another_run_is_refused(demonstrations, llama_folder, tmp_path):

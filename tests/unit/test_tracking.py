@@ -152,6 +152,18 @@ def test_training_goes_on_where_they_cannot_be_written(tmp_path, monkeypatch, ca
     assert capsys.readouterr().out.count("cannot be written to, no more is streamed") == 1
 
 
+def test_what_a_store_says_is_repeated_without_secrets(tmp_path, monkeypatch, capsys):
+    def refused(uri):
+        raise OSError(f"403 for {uri}")
+
+    monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", "https://me:s3cret@host/logs?sig=s3cret")
+    monkeypatch.setattr("rlhf.tracking.file_system", refused)
+    tracked(tmp_path / "out", 0.5)
+    said = capsys.readouterr().out
+    assert "no more is streamed: 403 for https://" in said
+    assert "s3cret" not in said
+
+
 def test_of_several_processes_one_writes_there(tmp_path, monkeypatch):
     monkeypatch.setenv("AIP_TENSORBOARD_LOG_DIR", str(tmp_path / "streamed"))
     tracked(None, 0.5)

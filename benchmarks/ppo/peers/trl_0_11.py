@@ -65,6 +65,7 @@ def main(job, target):
         "ends": ends,
         "lengths": lengths,
         "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_gpu": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0,
     }
     with open(target, "w") as file:
         json.dump(result, file)

@@ -16,6 +16,7 @@ import torch
 import transformers
 import trl
 from datasets import Dataset
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
@@ -36,6 +37,11 @@ class Clock(TrainerCallback):
 def main(job, target):
     tokenizer = AutoTokenizer.from_pretrained(job["policy"], padding_side="left")
     policy, reference = (AutoModelForCausalLM.from_pretrained(job["policy"], dtype=torch.float32) for _ in range(2))
+    adapter = None
+    if job["lora"]:
+        rank, alpha = job["lora"]
+        reference = None  # the policy without its adapter
+        adapter = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     reward, critic = (
         AutoModelForSequenceClassification.from_pretrained(job["reward"], dtype=torch.float32) for _ in range(2)
     )
@@ -55,8 +61,8 @@ def main(job, target):
         trainer = PPOTrainer(
             args=PPOConfig(
                 output_dir=scratch,
-                use_cpu=True,
-                bf16=False,
+                use_cpu=not job["gpu"],
+                bf16=job["gpu"],
                 gradient_checkpointing=False,
                 per_device_train_batch_size=job["micro_batch"],
                 gradient_accumulation_steps=job["batch"] // job["micro_batch"],
@@ -86,6 +92,7 @@ def main(job, target):
             train_dataset=Dataset.from_list([{"row": i, "input_ids": ids} for i, ids in enumerate(prompts)]),
             data_collator=remember_order,
             callbacks=[clock],
+            peft_config=adapter,
         )
         trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
@@ -97,6 +104,7 @@ def main(job, target):
         "ends": clock.ends,
         "lengths": [sum(map(len, rows)) / len(rows) for rows in responses],
         "peak_rss": peak,
+        "peak_gpu": torch.cuda.max_memory_reserved() if torch.cuda.is_available() else 0,
     }
     if job["completions"]:
         # The data loader is an update ahead: it has one batch more than there were updates, or none.

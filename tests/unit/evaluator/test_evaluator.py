@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 from rlhf.errors import ConfigError, DataError, ModelError
 from rlhf.evaluator import EvaluatorConfig
 from rlhf.evaluator import stage as evaluator
-from rlhf.evaluator.compare import Controlled
+from rlhf.evaluator.compare import Controlled, rows_needed
 from rlhf.evaluator.verdict import decide
-from rlhf.metrics import WinRate, win_rate
+from rlhf.metrics import WinRate, share, win_rate
 from rlhf.models.card import ModelCard
 from tests.evaluation import TEMPLATE, Job, WordCounter
 
@@ -195,6 +196,45 @@ def test_a_model_that_wins_by_length_alone_is_held():
     assert "not by more than its other length explains" in verdict.headline
 
 
+def test_where_length_has_no_effect_ties_are_named_and_not_length():
+    wins = WinRate(70, 30, 900, *(share(70, 100).rate, share(70, 100).low, share(70, 100).high))
+    verdict = decide(EvaluatorConfig(min_win_rate=0.52), wins, Controlled(0.52, 0.51, 0.53, None, 1000), 1, 1, 1)
+    assert not verdict.promote
+    assert "length" not in verdict.headline
+    assert "with ties counted half it is not shown" in verdict.headline
+    assert "With ties counted half, as they are at equal lengths, it is 52\u00a0%" in verdict.reasons[0][1]
+
+
+@pytest.mark.parametrize(("controlled", "by_length"), [(0.515, False), (0.50, True)])
+def test_length_is_named_where_it_takes_more_than_a_hair_from_the_rate_with_ties_half(controlled, by_length):
+    wins = WinRate(70, 30, 900, 0.7, 0.6, 0.78)
+    verdict = decide(EvaluatorConfig(), wins, Controlled(controlled, 0.49, 0.53, 0.1, 1000), 1, 1, 1)
+    assert ("its other length explains" in verdict.headline) is by_length
+
+
+def test_pairs_needed_are_decided_ones_and_only_said_where_there_are_fewer():
+    few = WinRate(60, 40, 900, 0.6, 0.502, 0.69)
+    text = decide(EvaluatorConfig(), few, Controlled(0.51, 0.49, 0.53, None, 1000), 1, 1, 1).reasons[0][1]
+    assert f"takes about {rows_needed(0.6)} decided pairs" in text
+    many = WinRate(800, 200, 0, 0.8, 0.77, 0.82)
+    text = decide(EvaluatorConfig(), many, Controlled(0.52, 0.44, 0.61, 1.5, 1000), 1, 1, 1).reasons[0][1]
+    assert "decided pairs." not in text
+
+
+@pytest.mark.parametrize(("not_judged", "promote"), [(0, True), (11, True), (12, False)])
+def test_too_many_pairs_without_a_judgement_hold(not_judged, promote):
+    wins = win_rate([0.0] * 100, [1.0] * 100)
+    verdict = decide(EvaluatorConfig(), wins, as_it_is(wins), 1, 1, 1, judge="grader", not_judged=not_judged)
+    assert verdict.promote is promote
+    said = [text.replace("\u00a0", " ") for _, text in verdict.reasons]
+    if not_judged:
+        assert f"Judged: of {not_judged} of {100 + not_judged} pairs (" in said[-1]
+    if not promote:
+        assert "more than 10 % (evaluation.max_not_judged) is not allowed" in said[-1]
+        assert "left too many pairs without a judgement" in verdict.headline
+    assert decide(EvaluatorConfig(max_not_judged=0.2), wins, as_it_is(wins), 1, 1, 1, "g", not_judged).promote
+
+
 def test_where_one_is_always_longer_nothing_is_promoted(scored):
     scored.before = scored.predictions("the cat", "sft")
     metrics = scored.run()
@@ -295,18 +335,44 @@ def test_predictions_of_the_old_pipeline_are_joined_by_position(scored):
     assert "Endings: not checked" in scored.report
 
 
-def test_predictions_of_the_old_pipeline_in_another_order_are_refused(scored):
-    scored.rows = [
-        {"id": f"row-{i}", "prompt": f"{noun} likes {verb} when home", "reference": "a"}
-        for i, (noun, verb) in enumerate([("bob", "tea"), ("ann", "rice"), ("zoe", "figs")])
-    ]
+# From one template, so that each has most of the others' words; the last two have the same ones.
+TEMPLATED = [
+    *(f"tell me whether {noun} likes {food} when home" for noun, food in [("bob", "tea"), ("ann", "rice")]),
+    *(f"tell me whether {one} likes {other} when home" for one, other in [("max", "zoe"), ("zoe", "max")]),
+]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("order", "named"), [((1, 0, 2, 3), "2 of 4 .*'row-0', 'row-1'"), ((0, 1, 3, 2), "2 of 4 .*'row-2', 'row-3'")]
+)
+def test_predictions_of_the_old_pipeline_in_another_order_are_refused(scored, order, named, nested):
+    scored.rows = [{"id": f"row-{i}", "prompt": prompt, "reference": "a"} for i, prompt in enumerate(TEMPLATED)]
     scored.before = vertex_lines(scored, "the cat", nested=False)
-    scored.after = [
-        {"input_text": "nothing of the kind at all", "prediction": "x"},
-        *vertex_lines(scored, "a dog", nested=False)[1:],
-    ]
-    with pytest.raises(DataError, match=r"predictions_after: .* 1 of 3 were made for another prompt .*'row-0'"):
+    lines = vertex_lines(scored, "a dog", nested=nested)
+    scored.after = [lines[place] for place in order]
+    said = named.replace(" .*", " were made for another prompt .*")
+    with pytest.raises(DataError, match=f"predictions_after: .* {said}"):
         scored.run()
+
+
+def test_predictions_of_the_old_pipeline_for_other_prompts_are_refused(scored):
+    scored.before = vertex_lines(scored, "the cat", nested=False)
+    scored.after = [{"input_text": "nothing of the kind at all", "prediction": "x"}, *scored.before[1:]]
+    with pytest.raises(DataError, match=r"predictions_after: .* 1 of 12 were made for another prompt .*'row-0'"):
+        scored.run()
+
+
+def test_prompts_that_the_old_pipeline_cut_within_a_word_are_those_of_their_rows(scored):
+    nouns = ["cathedral", "doghouse", "fisherman"] * 4
+    scored.rows = [{**row, "prompt": f"the home is of a {noun}"} for row, noun in zip(scored.rows, nouns, strict=True)]
+    scored.run()
+    paths = [scored.folder / f"{name}.jsonl" for name in ("before", "after")]
+    for path in paths:
+        lines = [{"input_text": row["prompt"][: 21 + i % 3], "prediction": "x"} for i, row in enumerate(scored.rows)]
+        path.write_text("\n".join(map(json.dumps, lines)))
+    pairs, _ = evaluator.read_pairs(*paths, scored.folder / "evaluation")
+    assert len(pairs) == 12
 
 
 def test_predictions_without_ids_that_are_fewer_are_counted(scored):
@@ -315,10 +381,13 @@ def test_predictions_without_ids_that_are_fewer_are_counted(scored):
         scored.run()
 
 
-def test_several_samples_of_a_prompt_are_refused(scored):
-    scored.after += [{**row, "sample": 1} for row in scored.after]
-    with pytest.raises(DataError, match="found 2 samples of a prompt, expected one"):
-        scored.run()
+def test_of_several_samples_of_a_prompt_the_first_is_compared(scored):
+    scored.run()
+    path = scored.folder / "after.jsonl"
+    several = [{**row, "sample": n, "prediction": f"sample {n}"} for row in scored.after for n in (1, 0, 2)]
+    path.write_text("\n".join(map(json.dumps, several)))
+    pairs, _ = evaluator.read_pairs(scored.folder / "before.jsonl", path, scored.folder / "evaluation")
+    assert [(pair.id, pair.after.prediction) for pair in pairs] == [(row["id"], "sample 0") for row in scored.rows]
 
 
 def test_shards_are_read_one_after_the_other(scored):
@@ -344,6 +413,20 @@ def test_every_option_has_a_default_and_says_what_it_is():
     assert all(field.description for field in EvaluatorConfig.model_fields.values())
     with pytest.raises(ConfigError, match="did you mean 'kl_limit'"):
         EvaluatorConfig.parse({"kl_limt": 3}, "evaluation")
+
+
+def test_a_further_model_cannot_take_the_place_of_what_is_compared():
+    for name in ("before", "after", "reference", "predictions_before", "predictions_after", "evaluation"):
+        with pytest.raises(ConfigError, match=f"evaluation.others: found .* rename '{name}'"):
+            EvaluatorConfig.parse({"others": {name: "x.jsonl"}}, "evaluation")
+    EvaluatorConfig.parse({"others": {"third": "x.jsonl"}}, "evaluation")
+
+
+def test_without_bert_score_nothing_is_scored_before_that_is_said(scored, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bert_score", None)
+    monkeypatch.setattr(WordCounter, "score", lambda *_: pytest.fail("scored"))
+    with pytest.raises(ConfigError, match="pip install bert-score"):
+        scored.run(bertscore_model="roberta-large")
 
 
 @pytest.mark.parametrize(

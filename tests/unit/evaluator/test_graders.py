@@ -60,6 +60,33 @@ def test_nobody_who_decides_is_refused(job):
         job.run()
 
 
+def test_judges_of_one_name_do_not_replace_each_other(scored):
+    place = scored.folder / "grader.py"
+    place.write_text(
+        "def grade(completions, **_): return [5.0] * len(completions)\n"
+        "def reward(completions, **_): return [7.0] * len(completions)\n"
+    )
+    names = ["grade", "grade", "reward"]
+    metrics = scored.run(graders=[{"function": f"{place}:{name}"} for name in names], grader={"builtin": "length"})
+    assert (metrics["reward_before"], metrics["reward_after"]) == (2.0, 4.0)
+    assert metrics["grade_after"] == 1.0
+    assert [metrics[f"{name}_after"] for name in ("grade_2", "grade_3", "reward_2")] == [5.0, 5.0, 7.0]
+    row = json.loads((scored.folder / "side_by_side.jsonl").read_text().splitlines()[0])
+    assert list(row["scores"]) == ["reward model", "grader", "grade_2", "grade_3", "reward_2"]
+    shown = (scored.folder / "report.html").read_text(encoding="utf-8")
+    assert all(f"{name}: most for After" in shown for name in ("grader", "grade_2", "grade_3", "reward_2", "tokens"))
+
+
+def test_where_no_pair_is_graded_on_both_sides_the_page_says_so_and_holds(job):
+    place = job.folder / "grader.py"
+    place.write_text("def old(completions, **_): return [1.0 if 'sleptsat' in c else None for c in completions]\n")
+    job.reward_model = ""
+    metrics = job.run(grader={"function": f"{place}:old"})
+    assert (metrics["not_judged"], metrics["promote"]) == (12, 0.0)
+    assert "of 12 of 12 pairs (100\u00a0%) the grader said nothing" in job.report.replace("100 %", "100\u00a0%")
+    assert "left too many pairs without a judgement" in job.report
+
+
 def test_further_models_are_ranked(scored):
     other = scored.predictions("a dog slept home and sat", "third")
     path = scored.folder / "third.jsonl"

@@ -2,8 +2,14 @@
 
 import json
 import random
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from rlhf.evaluator import page
+from rlhf.evaluator.compare import Controlled
+from rlhf.metrics import win_rate_of
 from tests.pages import browsed
 
 
@@ -67,3 +73,29 @@ def test_of_long_rows_the_browser_has_as_many_as_keep_the_page_small(scored):
     shown = len(browsed(page)["rows"])
     assert f"{shown:,} of 2,000 prompts, drawn at random (seed 0); with more of this length" in page
     assert 3e6 < len(page.encode()) < 5e6
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "controlled", "figure", "said"),
+    [
+        ([0.5] * 10, (0.5, 0.4, 0.6), "none", "no pair is decided; 10 ties"),
+        ([1.0] * 10, (None, None, None), "100 %", "as the lengths are; not known at equal ones; 72 % to 100 %"),
+        ([1.0] * 10, (0.9, 0.7, 0.99), "90 %", "at equal lengths; 70 % to 99.0 %"),
+    ],
+)
+def test_the_win_rate_is_none_as_it_is_or_at_equal_lengths(outcomes, controlled, figure, said):
+    main = SimpleNamespace(wins=win_rate_of(outcomes), controlled=Controlled(*controlled, None, 10))
+    found, what = page._win_rate(main)
+    assert found.replace("\u00a0", " ") == figure
+    assert what.replace("\u00a0", " ").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("won", "high", "parted"), [(55, -0.1, False), (85, 0.1, False), (85, -0.1, True), (55, 0.1, False)]
+)
+def test_judges_part_only_where_each_is_sure(won, high, parted):
+    """55 won of 100 may be half, by Wilson's interval; a change of ROUGE-L whose interval has 0 in it may be none."""
+    judgement = SimpleNamespace(name="reward model", wins=win_rate_of([1.0] * won + [0.0] * (100 - won)))
+    metrics = {"rouge_l_before": 0.5, "rouge_l_after": 0.3, "rouge_l_change_low": -0.3, "rouge_l_change_high": high}
+    changes = page._changes(SimpleNamespace(metrics=metrics, judgements=[judgement]))
+    assert bool(page.health.disagreements(changes)) is parted
