@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from rlhf.data.formats import MEANINGS, Kind, Reason
 from rlhf.data.intake import TEXTS, Intake, Part
+from rlhf.data.predictions import read_predictions
 from rlhf.data.sources import Source
 from rlhf.data.store import MANIFEST_NAME, MESSAGES
 from rlhf.data.template import Template
@@ -322,8 +323,6 @@ def _check_options_and_models(config: DataValidationConfig) -> None:
 
 def _check_evaluation(evaluation: "EvaluatorConfig") -> None:
     """What would end the last stage. The judge's key is not looked for: it may be in the evaluator's pod alone."""
-    from rlhf.evaluator.predictions import read_predictions
-
     for name, path in evaluation.others.items():
         try:
             read_predictions(path)

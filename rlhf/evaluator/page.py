@@ -8,13 +8,13 @@ from statistics import fmean, median
 from markupsafe import Markup
 
 from rlhf.data.chat import without_marks
+from rlhf.data.predictions import Prediction
 from rlhf.evaluator import health
 from rlhf.evaluator.compare import ties_half
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.judgements import REWARD_MODEL, Judgement
 from rlhf.evaluator.measures import Measures
 from rlhf.evaluator.pairs import Pair
-from rlhf.evaluator.predictions import Prediction
 from rlhf.evaluator.verdict import Verdict
 from rlhf.metrics import ignores_prompt, percent
 from rlhf.report import figures

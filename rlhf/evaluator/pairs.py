@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.predictions import Prediction, read_predictions
 from rlhf.data.store import MESSAGES, read_dataset
 from rlhf.data.template import Template
 from rlhf.errors import DataError
-from rlhf.evaluator.predictions import Prediction, read_predictions
 
 BEFORE, AFTER = "predictions_before", "predictions_after"
 COMMON_WORDS = 0.5  # of a prompt's words that a prediction without an id has to have in its own prompt

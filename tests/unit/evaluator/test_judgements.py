@@ -2,12 +2,12 @@
 
 import pytest
 
+from rlhf.data.predictions import Prediction
 from rlhf.evaluator import EvaluatorConfig
 from rlhf.evaluator.compare import length_controlled
 from rlhf.evaluator.judge import Judged
 from rlhf.evaluator.judgements import Judgement, by_graders, by_language_model, by_run_grader, told_apart
 from rlhf.evaluator.pairs import Pair
-from rlhf.evaluator.predictions import Prediction
 from rlhf.metrics import win_rate_of
 from tests.evaluation import TEMPLATE
 
