@@ -73,7 +73,7 @@ CURES = {
     ),
     "--out …: cannot be written (…)": "Name a file that can be written.",
     "… …: cannot be read as a .csv of scalars (…)": "Give a `.csv` of `step,tag,value`, or TensorBoard's own.",
-    "…: cannot be read as predictions of bulk_inference (…)": "Name the file that bulk_inference wrote.",
+    "…: cannot be read as predictions of bulk_inference (…: …)": "Name the file that bulk_inference wrote.",
     "…: … ids stand in more than one row (…)": "Keep one completion of each prompt, with an `id` of its own.",
     "judge.vertex_project: no credentials of Google Cloud on this machine (…)": _LOGIN,
     "judge.vertex_project: the credentials give no token (…)": _LOGIN,

@@ -109,10 +109,19 @@ def table(job: Job, profile: Profile) -> str:
                     notes.append(f"cut to {gib(max(left, part.least))}")
             lines.append(f"  {part.name:<26}{gib(part.size):>9}  {', '.join(notes)}")
         taken = " of the share that vLLM leaves" if need.share < 1 else ""
-        verdict = "fits" if need.peak <= there * GIB else "DOES NOT FIT"
-        lines.append(f"  {'at least':<26}{gib(need.peak * need.share):>9}  while {need.tightest}{taken}: {verdict}")
+        if need.in_vllm:
+            lines.append(
+                f"  {'in vLLM':<26}{gib(need.in_vllm):>9}  estimated, of its {gib((1 - need.share) * there * GIB)}"
+            )
+        fits = need.peak <= there * GIB and need.is_room_for_vllm(there * GIB)
+        verdict = "fits" if fits else "DOES NOT FIT"
+        lines.append(f"  {'at least':<26}{gib(need.peak * need.share):>9}  {_when(need)}{taken}: {verdict}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _when(need: Need) -> str:
+    return need.tightest if need.tightest == memory.ALWAYS else f"while {need.tightest}"
 
 
 def _there(stage: str, profile: Profile) -> float:
@@ -135,8 +144,13 @@ def _lacks(stage: str, job: Job, profile: Profile) -> Iterator[str]:
         )
         parts = ", ".join(f"{part.name} {gib(part.size)}" for part in largest[:3])
         yield (
-            f"needs {gib(need.peak)} GiB on each {profile.device(stage)} while {need.tightest} ({parts}), "
+            f"needs {gib(need.peak)} GiB on each {profile.device(stage)} {_when(need)} ({parts}), "
             f"and there are {gib(there * GIB)}"
+        )
+    if need.in_vllm and not need.is_room_for_vllm(there := _there(stage, profile) * GIB):
+        yield (
+            f"vLLM's weights and cache need {gib(need.in_vllm)} GiB on each {profile.device(stage)}, and its share of "
+            f"it is {gib((1 - need.share) * there)}"
         )
     processes = resources.count if stage.endswith("trainer") else 1
     ram = size(resources.memory) - (size(resources.shm) if resources.shm else 0)
@@ -202,12 +216,14 @@ _CHANGES: dict[str, dict[str, Change]] = {
     "ppo_trainer": {
         "ppo.microbatch_tokens 1024": _with(ppo={"microbatch_tokens": 1024}),
         "ppo.critic shared": _with(ppo={"critic": "shared"}),
+        "ppo.engine transformers": _with(ppo={"engine": "transformers"}),
         "ppo.sharding fsdp": _with(ppo={"sharding": "fsdp"}),
         **_TUNINGS,
         "tuning qlora for all and ppo.microbatch_tokens 1024": _all("qlora", ppo={"microbatch_tokens": 1024}),
     },
     "grpo_trainer": {
         "grpo.microbatch_size 1": _with(grpo={"microbatch_size": 1}),
+        "grpo.engine transformers": _with(grpo={"engine": "transformers"}),
         "grpo.tuning lora": _all("lora"),
         "grpo.tuning qlora and grpo.microbatch_size 1": _all("qlora", grpo={"microbatch_size": 1}),
     },

@@ -9,7 +9,7 @@ only its input is kept.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rlhf.bulk_inference.config import BulkInferenceConfig
 from rlhf.grpo_trainer.config import GRPOTrainerConfig
@@ -28,7 +28,7 @@ EXCHANGE = 2**30  # NCCL's buffers, where there are several processes
 SCORED_AT_ONCE = 32_768  # rlhf.models.scoring.TOKENS_AT_ONCE, on a GPU
 CACHE_GROWTH = 64  # rlhf.models.generation.GROWTH
 LOGITS_AT_ONCE = 8192  # tokens, of TRL's fused output layer
-VLLM_SHARE = 0.3  # rlhf.models.vllm.GPU_SHARE
+VLLM_SHARE = 0.3  # rlhf.models.engines.VLLM_SHARE
 
 ALWAYS = "always"
 
@@ -85,12 +85,14 @@ class Need:
         host: Bytes of RAM for each process: models are loaded there first.
         disk: Bytes of what is downloaded, saved and kept in checkpoints.
         share: Of an accelerator's memory, what there is for `parts`.
+        in_vllm: Bytes of vLLM's weights, and of its cache for one completion, which have the rest.
     """
 
     parts: list[Part]
     host: float
     disk: float
     share: float = 1.0
+    in_vllm: float = 0.0
 
     @property
     def phases(self) -> list[str]:
@@ -105,6 +107,10 @@ class Need:
     def peak(self) -> float:
         """Bytes that there must be on each accelerator."""
         return max(map(self.in_phase, self.phases)) / self.share
+
+    def is_room_for_vllm(self, there: float) -> bool:
+        """Args: there: Bytes of an accelerator."""
+        return self.in_vllm <= (1 - self.share) * there
 
     @property
     def tightest(self) -> str:
@@ -225,7 +231,7 @@ def ppo_trainer(job: Job, processes: int) -> Need | None:
         ]
     loaded_too = 0 if job.reward_beside else _loaded_scalar(job)
     need = _on_machine(parts, policy, config, processes, loaded_too)
-    return Need(need.parts, need.host, need.disk, 1 - VLLM_SHARE if config.engine == "vllm" else 1.0)
+    return _beside_vllm(need, job) if config.engine == "vllm" else need
 
 
 def grpo_trainer(job: Job, processes: int) -> Need | None:
@@ -242,7 +248,7 @@ def grpo_trainer(job: Job, processes: int) -> Need | None:
     if config.kl_coeff and config.tuning == "full":
         further.append(Part("reference", FLOAT * policy.parameters, counted=True))
     need = _trainer(policy, config, processes, rows * job.length, job.length, further)
-    return Need(need.parts, need.host, need.disk, 1 - VLLM_SHARE if config.engine == "vllm" else 1.0)
+    return _beside_vllm(need, job) if config.engine == "vllm" else need
 
 
 def bulk_inference(job: Job, processes: int) -> Need:
@@ -325,6 +331,11 @@ def _on_machine(parts: list[Part], size: Size, config: TrainerConfig, processes:
         2 * 3 * trained if config.checkpoint_dir else 0
     )  # weights and moments; the last one goes when the next is there
     return Need([*parts, Part("overhead", overhead)], max(loaded, beside) + 4 * 2**30, 2 * whole + kept)
+
+
+def _beside_vllm(need: Need, job: Job) -> Need:
+    in_vllm = HALF * (job.policy.parameters + job.length * job.policy.cache_per_token)
+    return replace(need, share=1 - VLLM_SHARE, in_vllm=in_vllm)
 
 
 def _weights(size: Size, tuning: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import DataError
 
 
@@ -63,6 +64,9 @@ class _Vertex(BaseModel):
 def read_predictions(paths: str | Path | Sequence[str | Path]) -> list[Prediction]:
     """Read a file of predictions, or the files of its shards in their order.
 
+    Args:
+        paths: Paths or URIs.
+
     Raises:
         DataError: A file cannot be read, a line is no prediction, or the files are of both kinds.
     """
@@ -70,17 +74,23 @@ def read_predictions(paths: str | Path | Sequence[str | Path]) -> list[Predictio
     found = [prediction for path in paths for prediction in _read(path)]
     if len({prediction.id is None for prediction in found}) > 1:
         raise DataError(
-            f"{', '.join(map(str, paths))}: some predictions have an `id` and some have none; give files of one kind"
+            f"{redacted(', '.join(map(str, paths)))}: some predictions have an `id` and some have none; give files of "
+            "one kind"
         )
     return found
 
 
-def _read(path: str | Path) -> list[Prediction]:
+def _read(place: str | Path) -> list[Prediction]:
+    said = redacted(str(place))
     try:
+        fs, path = file_system(str(place))
         # Not splitlines: a text may hold U+2028 and the like, which JSON leaves as they are.
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as predictions of bulk_inference ({error})") from error
+        lines = fs.cat_file(path).decode("utf-8").split("\n")
+    except Exception as error:  # each store's client has exceptions of its own
+        reason = redacted(" ".join(str(error).split()))
+        raise DataError(
+            f"{said}: cannot be read as predictions of bulk_inference ({type(error).__name__}: {reason})"
+        ) from error
     predictions = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -88,13 +98,13 @@ def _read(path: str | Path) -> list[Prediction]:
         try:
             predictions.append(_prediction(json.loads(line), Path(path).stem))
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error}), expected one prediction a line") from error
+            raise DataError(f"{said}, line {number}: not JSON ({error}), expected one prediction a line") from error
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the row"
-            raise DataError(f"{path}, line {number}: {where}: {first['msg']}") from error
+            raise DataError(f"{said}, line {number}: {where}: {first['msg']}") from error
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: {error}") from error
+            raise DataError(f"{said}, line {number}: {error}") from error
     return predictions
 
 

@@ -55,7 +55,9 @@ class EvaluatorConfig(StageConfig):
     )
     judge: JudgeConfig | None = Field(None, description="A language model that judges too; unset asks none.")
     others: dict[str, str] = Field(
-        {}, description="Files of predictions of further models by name, for the ranking of more than two."
+        {},
+        description="Paths or URIs of files of predictions of further models, by name, for the ranking of more than "
+        "two.",
     )
     bertscore_model: str = Field(
         "",

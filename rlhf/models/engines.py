@@ -18,6 +18,8 @@ from rlhf.models.policy import Policy
 from rlhf.progress import say
 from rlhf.training import processes
 
+# Of a GPU's memory, for the copy of the weights that vLLM samples from and its cache; training has the rest.
+VLLM_SHARE = 0.3
 FEWEST_TOKENS_OF_A_WORKER = 4096  # at once; with fewer, what is computed together is too little
 
 Sampled = list[tuple[int, list[int]]]
@@ -265,5 +267,12 @@ def _why_no_vllm_in_training(policy: Policy, is_sharded: bool) -> str:
         return (
             f"its tokenizer has {held - saved} tokens more than the {saved:,} of its saved weights, and vLLM's copy "
             "has no room for them"
+        )
+    weights = 2 * sum(parameter.numel() for parameter in policy.model.parameters())  # in half precision
+    share = VLLM_SHARE * torch.cuda.get_device_properties(policy.model.device).total_memory
+    if weights > share:
+        return (
+            f"its copy of the weights takes {weights / 2**30:.1f} GiB, and there are {share / 2**30:.1f} for it, "
+            f"{VLLM_SHARE:.0%} of the GPU"
         )
     return ""

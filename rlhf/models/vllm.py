@@ -6,9 +6,9 @@ import torch
 from accelerate import Accelerator
 from trl.generation.vllm_generation import VLLMGeneration
 
+from rlhf.models.engines import VLLM_SHARE
 from rlhf.models.policy import Policy
 
-GPU_SHARE = 0.3  # of the GPU's memory, for vLLM's copy of the weights and its cache; training has the rest
 FORBIDDEN = -100.0  # added to a logit that is never to be sampled
 
 
@@ -22,7 +22,7 @@ class VLLM:
             accelerator=Accelerator(),
             processing_class=policy.tokenizer,
             mode="colocate",
-            gpu_memory_utilization=GPU_SHARE,
+            gpu_memory_utilization=VLLM_SHARE,
             enable_sleep_mode=True,
             temperature=temperature,
             top_k=0,

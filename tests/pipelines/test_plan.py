@@ -39,6 +39,18 @@ def test_what_cannot_fit_is_refused_with_what_it_needs_what_there_is_and_what_to
     assert "profile vertex-a100-80g" in bulk
 
 
+def test_a_policy_that_is_too_large_for_vllms_share_is_refused_with_the_engine_that_needs_none():
+    planned = job_of("llama-2-13b", {"ppo": {"engine": "vllm"}}, "lora")
+    profile = load_profile("kubeflow-a100-80g")
+    (found,) = (line for line in problems(planned, profile) if line.startswith("ppo_trainer"))
+    assert "vLLM's weights and cache need 24." in found
+    assert "on each NVIDIA_A100_80GB, and its share of it is 2" in found
+    assert "it would fit with ppo.engine transformers" in found
+    shown = next(block for block in table(planned, profile).split("\n\n") if block.startswith("ppo_trainer"))
+    assert "in vLLM" in shown
+    assert "DOES NOT FIT" in shown
+
+
 def test_an_adapter_whose_base_is_too_large_to_be_merged_in_ram_is_refused(tmp_path):
     profile = yaml.safe_load((FOLDER / "kubeflow-l4.yaml").read_text())
     profile["stages"]["publisher"]["memory"] = "24Gi"

@@ -7,11 +7,13 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from rlhf import memory
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models import engines
@@ -118,6 +120,27 @@ def test_vllm_is_not_asked_for_a_vocabulary_that_has_grown(tuning, llama_folder,
     assert isinstance(engine("auto", policy), Transformers)
     with pytest.raises(ConfigError, match="engine: found 'vllm', but its tokenizer has 1 tokens more than the"):
         engine("vllm", policy)
+
+
+@pytest.mark.parametrize(("room", "kind"), [(0.9, Transformers), (1.1, str)])
+def test_vllm_is_asked_only_where_its_share_of_the_gpu_holds_the_weights(room, kind, policy, monkeypatch):
+    """Without a GPU here: its size is given."""
+    from rlhf.models import vllm
+
+    weights = 2 * sum(parameter.numel() for parameter in policy.model.parameters())
+    gpu = SimpleNamespace(total_memory=int(room * weights / engines.VLLM_SHARE))
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    monkeypatch.setattr(vllm, "VLLM", lambda *arguments: "vLLM")
+    assert isinstance(engine("auto", policy), kind)
+    if kind is Transformers:
+        with pytest.raises(ConfigError, match=r"engine: found 'vllm', but its copy of the weights takes 0\.0 GiB"):
+            engine("vllm", policy)
+
+
+def test_the_plan_leaves_vllm_the_share_that_it_takes():
+    assert memory.VLLM_SHARE == engines.VLLM_SHARE
 
 
 class Recorded:

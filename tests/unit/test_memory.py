@@ -210,7 +210,12 @@ def test_zero_spreads_the_optimiser_and_at_stage_3_everything():
 
 
 def test_vllm_beside_training_leaves_the_rest():
-    assert ppo_trainer(job(ppo={"engine": "vllm"}), 1).peak == pytest.approx(ppo_trainer(job(), 1).peak / 0.7)
+    need = ppo_trainer(job(ppo={"engine": "vllm"}), 1)
+    assert need.peak == pytest.approx(ppo_trainer(job(), 1).peak / 0.7)
+    whole = 2 * LLAMA_7B.parameters / 0.3
+    assert need.is_room_for_vllm(1.1 * whole)
+    assert not need.is_room_for_vllm(whole)
+    assert ppo_trainer(job(), 1).is_room_for_vllm(1)
 
 
 def test_models_are_loaded_in_float32_before_they_are_held_in_half():
