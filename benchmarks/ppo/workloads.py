@@ -67,8 +67,8 @@ WORKLOADS = {
         Workload("32k", "trl_1_12", _BOTH, vocabulary=32_000),
         Workload("long", "trl_1_12", _BOTH, shortest_prompt=256, longest_prompt=512),
         Workload("short_answers", "trl_1_12", _DEFAULT, mean_response=25.0),
-        # TRL 0.11 knows no temperature in its log-probabilities. As many tokens as it takes; no memory is aimed at.
-        Workload("t5", "trl_0_11", _DEFAULT, architecture="t5", temperature=1.0, microbatch_tokens=1500),
+        # TRL 0.11 knows no temperature in its log-probabilities.
+        Workload("t5", "trl_0_11", _DEFAULT, architecture="t5", temperature=1.0),
         *(
             Workload(
                 f"gpu_{tuning}",
