@@ -136,8 +136,10 @@ nothing to set up.
 
 On **Kubeflow** the stage's pod asks for no accelerator. It creates a TrainJob of [Kubeflow
 Trainer](https://www.kubeflow.org/docs/components/trainer/), 2.2 or newer, whose pods get what the profile says of the
-stage; it shows what the first of them prints, and deletes the TrainJob when it is done, failed, cancelled or out of
-time. (`pull_policy` is the one thing that a TrainJob cannot be told.) It needs:
+stage; it shows what the first of them prints, and deletes the TrainJob when it is done, failed or out of time. A run
+that is cancelled, or whose pod is killed, leaves the TrainJob there, for Kubeflow Pipelines does not tell the pod in
+time: its nodes see that nobody waits for them any more, and end by themselves within half an hour, with a checkpoint
+where these are kept. (`pull_policy` is the one thing that a TrainJob cannot be told.) It needs:
 
 - Kubeflow Trainer, and a runtime with the torch policy: `training_runtime`, by default the `torch-distributed` that
   comes with it.

@@ -1,6 +1,7 @@
 """How machines that share no disk hand files to each other: a folder in an object store, or on a volume they all mount.
 
     <uri>/job.json             what to run, and how: inputs, outputs, options
+    <uri>/awaited.json         written again and again, as long as somebody waits for the outputs
     <uri>/inputs/<name>/...    what the stage reads
     <uri>/outputs/<name>/...   what it made
     <uri>/complete.json        written last: metrics, and the size of every file of the outputs
@@ -10,6 +11,7 @@ Outputs without `complete.json`, or with a file of another size, are what a kill
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, TrainingError
 from rlhf.training.checkpoints import raise_if_full
 
-JOB, COMPLETE = "job.json", "complete.json"
+JOB, AWAITED, COMPLETE = "job.json", "awaited.json", "complete.json"
 Files = dict[str, int]
 """Sizes by path below a folder; a file by itself has the path ""."""
 
@@ -67,6 +69,17 @@ class Exchange:
                 job["inputs"][name] = str(folder / name)
             return job
 
+    def beat(self) -> None:
+        """Say that somebody waits for what the job makes. Where that cannot be written, it may be the next time."""
+        with contextlib.suppress(Exception):
+            self._write(AWAITED, {"at": time.time()})
+
+    def last_beat(self) -> float | None:
+        """What was written last, which is another at every beat; None where it cannot be read now."""
+        with contextlib.suppress(Exception):
+            return self._read(AWAITED)["at"]
+        return None
+
     def hand_back(self, outputs: Mapping[str, str], metrics: Mapping[str, float]) -> None:
         """Send what a job made.
 
@@ -87,7 +100,12 @@ class Exchange:
             DataError: The folder cannot be read, or its content is not complete.
         """
         with self._told("read"):
-            record = self._read(COMPLETE)
+            try:
+                record = self._read(COMPLETE)
+            except FileNotFoundError:
+                raise DataError(
+                    f"exchange {redacted(self.uri)!r}: its nodes handed nothing back; what they said is above"
+                ) from None
             for name, files in record["files"].items():
                 self._get(f"outputs/{name}", files, Path(outputs[name]))
             return record["metrics"]

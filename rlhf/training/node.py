@@ -4,10 +4,15 @@ Takes the job from the exchange, trains together with the other pods under torch
 process wrote.
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlhf.errors import ConfigError
@@ -17,6 +22,7 @@ from rlhf.training.checkpoints import KEEP
 from rlhf.training.exchange import Exchange
 from rlhf.training.launch import torchrun
 from rlhf.training.nodes import nodes
+from rlhf.training.trainjob import BEATS
 
 EXCHANGE = "RLHF_EXCHANGE"
 """Environment variable: folder or URI of the exchange."""
@@ -30,7 +36,7 @@ def main() -> int:
     """Run this node's part.
 
     Returns:
-        Exit status: that of torchrun.
+        Exit status: that of torchrun, or 0 where nobody waited any more.
     """
     _read_secrets(os.environ.get(SECRETS, ""))
     with stage_errors("node"), tempfile.TemporaryDirectory() as folder:
@@ -42,14 +48,17 @@ def main() -> int:
             )
         exchange = Exchange(os.environ[EXCHANGE])
         job = exchange.take_job(Path(folder, "inputs"))
-        stage, devices = job.pop("stage"), job.pop("devices")
+        stage, devices, patience = (job.pop(name) for name in ("stage", "devices", "abandoned_seconds"))
         _check_devices(devices)
         job["outputs"] = {name: str(Path(folder, "outputs", name, file)) for name, file in job["outputs"].items()}
         path, metrics = Path(folder, "job.json"), Path(folder, "metrics.json")
         path.write_text(json.dumps(job), encoding="utf-8")
         say(stage, f"node {machines.rank + 1} of {machines.count}")
         os.environ[KEEP] = "1"  # the pod that waits for us removes them, once it has the outputs
-        status = torchrun(stage, path, metrics, machines)
+        with _ended_when_abandoned(stage, patience) as abandoned:
+            status = torchrun(stage, path, metrics, machines)
+        if abandoned.is_set():
+            return 0  # with another status the cluster would start this node again
         if status == 0 and machines.rank == 0:
             exchange.hand_back(job["outputs"], json.loads(metrics.read_text(encoding="utf-8")))
         return status
@@ -60,6 +69,35 @@ def _read_secrets(folder: str) -> None:
         for file in Path(folder).glob("*/*"):
             if file.is_file():  # a Secret's volume also has folders that its links lead through
                 os.environ[file.name] = file.read_text(encoding="utf-8").rstrip("\n")
+
+
+@contextlib.contextmanager
+def _ended_when_abandoned(stage: str, patience: float) -> Iterator[threading.Event]:
+    """End what runs within by SIGTERM, as a cluster would, once nobody has waited for it for `patience` seconds.
+
+    Returns:
+        Whether that was so.
+    """
+    exchange, over, abandoned = Exchange(os.environ[EXCHANGE]), threading.Event(), threading.Event()
+
+    def watch() -> None:
+        seen, since = None, time.monotonic()
+        while not over.wait(patience / BEATS):
+            beat = exchange.last_beat()
+            if beat is not None and beat != seen:
+                seen, since = beat, time.monotonic()
+            elif time.monotonic() - since > patience:
+                abandoned.set()
+                say(stage, f"stopping: the pod that waits for this node gave no sign of life for {patience:g} s")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield abandoned
+    finally:
+        over.set()
 
 
 def _check_devices(expected: int) -> None:

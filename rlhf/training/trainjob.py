@@ -7,6 +7,7 @@ shows what its first node says, takes the outputs back, and deletes the TrainJob
 import contextlib
 import hashlib
 import json
+import math
 import os
 import signal
 import threading
@@ -28,6 +29,8 @@ VARIABLE = "RLHF_TRAINJOB"
 """Environment variable: a `TrainJob` as JSON."""
 COMMAND = ["python", "-m", "rlhf.training.node"]
 NODE = "node"  # Kubeflow Trainer's name of the job and of the container that train
+BEATS = 30
+"""Signs of life that may be missed before nodes end."""
 LAST_WORDS_SECONDS = 30
 """How long what a node printed last may take to come."""
 # Where KFP has a run's artifacts in a pod, and in which store they are.
@@ -52,6 +55,9 @@ class TrainJob(StageConfig):
     pending_seconds: int = Field(ge=1, description="So long may nodes wait for machines.")
     timeout_seconds: int = Field(ge=1)
     poll_seconds: float = Field(10.0, gt=0)
+    abandoned_seconds: float = Field(
+        1800.0, gt=0, description="Nodes end by themselves once this pod gave no sign of life for so long."
+    )
 
 
 def run(stage: str, config: TrainerConfig, paths: dict[str, str]) -> dict[str, float]:
@@ -88,6 +94,7 @@ def run(stage: str, config: TrainerConfig, paths: dict[str, str]) -> dict[str, f
             {
                 "stage": stage,
                 "devices": job.devices,
+                "abandoned_seconds": job.abandoned_seconds,
                 "inputs": {key: value for key, value in paths.items() if key not in inputs and key not in outputs},
                 "outputs": {key: os.path.basename(path) for key, path in outputs.items()},
                 "options": config.model_dump(mode="json"),
@@ -97,7 +104,7 @@ def run(stage: str, config: TrainerConfig, paths: dict[str, str]) -> dict[str, f
         try:
             api.create({"RLHF_EXCHANGE": exchange.uri})
             say(stage, f"TrainJob {name}: {job.nodes} nodes of {_in_words(job.resources)}")
-            _follow(stage, job, api)
+            _follow(stage, job, api, exchange)
             metrics = exchange.take_back(outputs)
             if config.checkpoint_dir:  # which nodes leave, for what they wrote was not here yet
                 Checkpoints(config.checkpoint_dir, {}).remove()
@@ -113,13 +120,20 @@ def _is_base_model(path: str) -> bool:
     return os.path.isfile(os.path.join(path, "config.json")) and not os.path.exists(os.path.join(path, FILE_NAME))
 
 
-def _follow(stage: str, job: TrainJob, api: Any) -> None:
-    """Return once the TrainJob is complete, printing what its first node prints."""
+def _follow(stage: str, job: TrainJob, api: Any, exchange: Exchange) -> None:
+    """Return once the TrainJob is complete, printing what its first node prints.
+
+    A pod that is killed deletes nothing, and neither does one that is cancelled: the launcher of Kubeflow Pipelines
+    does not hand SIGTERM on. So nodes are told all the while that they are waited for.
+    """
     over = threading.Event()
     reader = threading.Thread(target=api.print_logs, args=(over,), daemon=True)
     reader.start()
-    said, started = "", time.monotonic()
+    said, started, beaten = "", time.monotonic(), -math.inf
     while True:
+        if time.monotonic() - beaten >= job.abandoned_seconds / BEATS:
+            exchange.beat()
+            beaten = time.monotonic()
         state = api.look()
         if state.complete or state.failure:
             over.set()

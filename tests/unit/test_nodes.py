@@ -5,11 +5,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, DataError
 from rlhf.models.card import ModelCard
 from rlhf.reward_trainer import RewardTrainerConfig, stage
 from rlhf.tracking import read_scalars
@@ -134,6 +135,7 @@ def test_two_nodes_of_two_processes_by_kubeflow_trainer_learn_what_one_process_d
         "pending_seconds": 60,
         "timeout_seconds": 7200,
         "poll_seconds": 0.5,
+        "abandoned_seconds": 20,
     }
     out, checkpoints, kept = tmp_path / "out", tmp_path / "checkpoints", []
     take_back = Exchange.take_back
@@ -164,6 +166,33 @@ def test_two_nodes_of_two_processes_by_kubeflow_trainer_learn_what_one_process_d
     assert "[reward_trainer] node 1 of 2" in printed
     assert "6 steps of 16" in printed, "what the first node says is shown"
     assert not list(tmp_path.glob("nodes/*/*/outputs")), "nodes leave nothing behind"
+
+
+@pytest.mark.slow
+def test_nodes_that_nobody_waits_for_any_more_end_by_themselves_with_a_checkpoint(preferences, llama_folder, tmp_path):
+    exchange, checkpoints = Exchange(str(tmp_path / "exchange")), tmp_path / "checkpoints"
+    options = OPTIONS | {"train_steps": 100_000, "checkpoint_dir": str(checkpoints), "checkpoint_every": 1}
+    job = {"stage": "reward_trainer", "devices": 0, "abandoned_seconds": 5, "options": options}
+    inputs = {"preferences": str(preferences), "policy": str(llama_folder)}
+    exchange.offer(job | {"inputs": {}, "outputs": reward.OUTPUTS}, inputs)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(free.getsockname()[1])}
+    env = {**os.environ, **address, "PET_NNODES": "2", "RLHF_PROCESSES": "1", "HF_HUB_OFFLINE": "1"}
+    env[node.EXCHANGE] = exchange.uri
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, *trainjob.COMMAND[1:]]
+    running = [subprocess.Popen(command, env=env | {"PET_NODE_RANK": str(rank)}, **pipes) for rank in range(2)]
+    waited = time.monotonic()
+    while not training.latest_step(checkpoints) and time.monotonic() - waited < training.DEADLINE_SECONDS:
+        exchange.beat()
+        time.sleep(0.2)
+    first, second = map(training.finish, running)
+    for printed in (first, second):
+        assert "stopping: the pod that waits for this node gave no sign of life for 5 s" in printed
+    assert f"a checkpoint of it is in {checkpoints}" in first
+    with pytest.raises(DataError, match="its nodes handed nothing back"):
+        exchange.take_back({})
 
 
 REPLICA = """
