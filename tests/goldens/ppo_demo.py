@@ -2,7 +2,8 @@
 
     python -m tests.goldens.ppo_demo tests/data/ppo_demo_histories.json
 
-Each policy with its own KL penalty and, on the same SFT policy and reward model, without; a quarter to half an hour on two cores.
+Each policy with its own KL penalty and, on the same SFT policy and reward model, without: a quarter of an hour or
+two on two cores.
 """
 
 import json
