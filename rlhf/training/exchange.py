@@ -69,10 +69,16 @@ class Exchange:
                 job["inputs"][name] = str(folder / name)
             return job
 
-    def beat(self) -> None:
-        """Say that somebody waits for what the job makes. Where that cannot be written, it may be the next time."""
+    def beat(self) -> bool:
+        """Say that somebody waits for what the job makes.
+
+        Returns:
+            Whether it could be written; it may be the next time.
+        """
         with contextlib.suppress(Exception):
             self._write(AWAITED, {"at": time.time()})
+            return True
+        return False
 
     def last_beat(self) -> float | None:
         """What was written last, which is another at every beat; None where it cannot be read now."""

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field
 
 from rlhf.config import StageConfig
+from rlhf.data.file_systems import redacted
 from rlhf.errors import ConfigError, Stopped, TrainingError
 from rlhf.models.card import FILE_NAME
 from rlhf.progress import say
@@ -132,7 +133,9 @@ def _follow(stage: str, job: TrainJob, api: Any, exchange: Exchange) -> None:
     said, started, beaten = "", time.monotonic(), -math.inf
     while True:
         if time.monotonic() - beaten >= job.abandoned_seconds / BEATS:
-            exchange.beat()
+            if not exchange.beat():
+                lasting = f"nodes end by themselves where that lasts for {job.abandoned_seconds:g} s"
+                say(stage, f"warning: {redacted(exchange.uri)} cannot be written now; {lasting}")
             beaten = time.monotonic()
         state = api.look()
         if state.complete or state.failure:

@@ -364,8 +364,27 @@ def test_a_half_written_exchange_is_never_taken(tmp_path):
     with pytest.raises(RlhfError, match="3 bytes of 7"):
         exchange.take_back({"model": str(tmp_path / "back")})
     (tmp_path / "exchange/complete.json").unlink()
-    with pytest.raises(RlhfError, match="cannot be read"):
+    with pytest.raises(RlhfError, match="its nodes handed nothing back"):
         exchange.take_back({"model": str(tmp_path / "back")})
+
+
+def test_a_sign_of_life_is_another_each_time_and_one_that_cannot_be_given_is_said(server, start, tmp_path, capfd):
+    exchange = Exchange(str(tmp_path / "exchange"))
+    assert exchange.last_beat() is None
+    assert exchange.beat()
+    first = exchange.last_beat()
+    assert exchange.beat()
+    assert exchange.last_beat() > first
+
+    def works_without_its_exchange(job):
+        works(server, job)
+        (exchange,) = [path for path in (tmp_path / "exchange").iterdir() if path.name.startswith("reward-trainer-")]
+        (exchange / "awaited.json").mkdir()
+
+    server.on_create = works_without_its_exchange
+    start()
+    said = capfd.readouterr().out
+    assert re.search(r"warning: \S+/exchange/reward-trainer-\w+ cannot be written now; nodes end by themselves", said)
 
 
 def test_an_exchange_that_cannot_be_written_is_found_before_any_node_is_asked_for(server, start, tmp_path):
