@@ -55,9 +55,9 @@ def main() -> int:
         path.write_text(json.dumps(job), encoding="utf-8")
         say(stage, f"node {machines.rank + 1} of {machines.count}")
         os.environ[KEEP] = "1"  # the pod that waits for us removes them, once it has the outputs
-        with _ended_when_abandoned(stage, patience) as abandoned:
+        with _ended_when_abandoned(stage, exchange, patience) as abandoned:
             status = torchrun(stage, path, metrics, machines)
-        if abandoned.is_set():
+        if status and abandoned.is_set():
             return 0  # with another status the cluster would start this node again
         if status == 0 and machines.rank == 0:
             exchange.hand_back(job["outputs"], json.loads(metrics.read_text(encoding="utf-8")))
@@ -72,13 +72,13 @@ def _read_secrets(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _ended_when_abandoned(stage: str, patience: float) -> Iterator[threading.Event]:
+def _ended_when_abandoned(stage: str, exchange: Exchange, patience: float) -> Iterator[threading.Event]:
     """End what runs within by SIGTERM, as a cluster would, once nobody has waited for it for `patience` seconds.
 
     Returns:
-        Whether that was so.
+        Set where that was so.
     """
-    exchange, over, abandoned = Exchange(os.environ[EXCHANGE]), threading.Event(), threading.Event()
+    over, abandoned = threading.Event(), threading.Event()
 
     def watch() -> None:
         seen, since = None, time.monotonic()
@@ -92,8 +92,7 @@ def _ended_when_abandoned(stage: str, patience: float) -> Iterator[threading.Eve
                 os.kill(os.getpid(), signal.SIGTERM)
                 return
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield abandoned
     finally:

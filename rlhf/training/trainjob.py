@@ -124,8 +124,8 @@ def _is_base_model(path: str) -> bool:
 def _follow(stage: str, job: TrainJob, api: Any, exchange: Exchange) -> None:
     """Return once the TrainJob is complete, printing what its first node prints.
 
-    A pod that is killed deletes nothing, and neither does one that is cancelled: the launcher of Kubeflow Pipelines
-    does not hand SIGTERM on. So nodes are told all the while that they are waited for.
+    A pod that is killed deletes nothing, and neither does one that is cancelled: KFP starts a stage below a shell, past
+    which SIGTERM does not come (kubeflow/pipelines#7903). So nodes are told all the while that they are waited for.
     """
     over = threading.Event()
     reader = threading.Thread(target=api.print_logs, args=(over,), daemon=True)

@@ -40,10 +40,11 @@ def test_what_cannot_fit_is_refused_with_what_it_needs_what_there_is_and_what_to
 
 
 def test_a_policy_that_is_too_large_for_vllms_share_is_refused_with_the_engine_that_needs_none():
-    planned = job_of("llama-2-13b", {"ppo": {"engine": "vllm"}}, "lora")
+    short = {"prompt_sequence_length": 64, "target_sequence_length": 16}  # all else fits
+    planned = job_of("llama-2-13b", {**short, "ppo": {"engine": "vllm", "microbatch_tokens": 512}}, "lora")
     profile = load_profile("kubeflow-a100-80g")
     (found,) = (line for line in problems(planned, profile) if line.startswith("ppo_trainer"))
-    assert "vLLM's weights and cache need 24." in found
+    assert found.startswith("ppo_trainer: vLLM's weights and cache need 24.")
     assert "on each NVIDIA_A100_80GB, and its share of it is 2" in found
     assert "it would fit with ppo.engine transformers" in found
     shown = next(block for block in table(planned, profile).split("\n\n") if block.startswith("ppo_trainer"))
