@@ -171,7 +171,7 @@ def test_two_nodes_of_two_processes_by_kubeflow_trainer_learn_what_one_process_d
 @pytest.mark.slow
 def test_nodes_that_nobody_waits_for_any_more_end_by_themselves_with_a_checkpoint(preferences, llama_folder, tmp_path):
     exchange, checkpoints = Exchange(str(tmp_path / "exchange")), tmp_path / "checkpoints"
-    options = OPTIONS | {"train_steps": 100_000, "checkpoint_dir": str(checkpoints), "checkpoint_every": 1}
+    options = OPTIONS | {"train_steps": 2_000, "checkpoint_dir": str(checkpoints), "checkpoint_every": 1}
     job = {"stage": "reward_trainer", "devices": 0, "abandoned_seconds": 5, "options": options}
     inputs = {"preferences": str(preferences), "policy": str(llama_folder)}
     exchange.offer(job | {"inputs": {}, "outputs": reward.OUTPUTS}, inputs)
