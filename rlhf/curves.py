@@ -16,8 +16,9 @@ from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError
 from rlhf.report import figures
 from rlhf.report.notebook import Picture
-from rlhf.report.page import Page, Section, figure, figures_row, fold, number, paragraph, table, write_page
+from rlhf.report.page import Page, Section, figure, figures_row, fold, paragraph, table, write_page
 from rlhf.tracking import find_logs, read_scalars
+from rlhf.words import number, three
 
 MOST_RUNS = 5  # that a figure has colours for
 MOST_POINTS = 1000  # of a curve; more are averaged, for no screen shows them apart
@@ -363,13 +364,5 @@ def _size(points: Points) -> float:
 def _course(points: Points) -> str:
     """Where a curve starts and ends: means over its first and last twentieth."""
     few = max(1, len(points) // 20)
-    first, last = (_three(_mean(part)) for part in (points[:few], points[-few:]))
+    first, last = (three(_mean(part)) for part in (points[:few], points[-few:]))
     return f"from {first} to {last}" if first != last else f"at {first}"
-
-
-def _three(value: float) -> str:
-    """Three significant digits."""
-    if not math.isfinite(value):
-        return "no number"
-    rounded = float(f"{value:.3g}")
-    return number(int(rounded) if rounded.is_integer() and abs(rounded) < 1e6 else rounded)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
+from rlhf.words import count, percent
+
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
@@ -75,11 +77,11 @@ class WinRate:
 
     def in_words(self) -> str:
         if self.rate is None:
-            return f"no pair is decided ({_count(self.ties, 'tie')}), so there is no win rate"
+            return f"no pair is decided ({count(self.ties, 'tie')}), so there is no win rate"
         return (
-            f"{self.wins:,} of {_count(self.wins + self.losses, 'decided pair')} won: {percent(self.rate)}, "
+            f"{self.wins:,} of {count(self.wins + self.losses, 'decided pair')} won: {percent(self.rate)}, "
             f"95\u00a0% interval {percent(self.low)} to {percent(self.high)}; "
-            f"{_count(self.ties, 'tie') + ' apart' if self.ties else 'no ties'}"
+            f"{count(self.ties, 'tie') + ' apart' if self.ties else 'no ties'}"
         )
 
 
@@ -151,12 +153,6 @@ def late_mean(series: Sequence[tuple[int, float]]) -> float:
     return fmean(value for _, value in series[-max(1, len(series) // 10) :])
 
 
-def percent(share: float) -> str:
-    """A share as per cent, with one decimal below 10 % and above 90 %: 0.934 is "93.4 %", with a no-break space."""
-    value = 100 * share
-    return f"{value:.{0 if 10 <= value <= 90 or value in (0, 100) else 1}f}\u00a0%"
-
-
 def _share(hits: int, of: int) -> tuple[float, float, float] | tuple[None, None, None]:
     # Wilson's closed form, for SciPy, which has it, is larger than the whole image of data validation may be.
     if not of:
@@ -167,7 +163,3 @@ def _share(hits: int, of: int) -> tuple[float, float, float] | tuple[None, None,
     half = z / (1 + z * z / of) * math.sqrt(rate * (1 - rate) / of + z * z / (4 * of * of))
     # Rounding must not put the rate of none, or of all, outside.
     return rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

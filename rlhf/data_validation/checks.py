@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from rlhf.config import StageConfig
 from rlhf.data_validation.private_data import mask_private
 from rlhf.errors import DataError
-from rlhf.metrics import Share, percent
+from rlhf.metrics import Share
+from rlhf.words import percent
 
 Action = Literal["fail", "warn", "ignore"]
 Outcome = Literal["passed", "warning", "failed", "ignored"]

@@ -19,7 +19,6 @@ from rlhf.data_validation.private_data import mask_private
 from rlhf.data_validation.rejects import Rejects
 from rlhf.data_validation.resolve import Resolved
 from rlhf.data_validation.steps import StepCount
-from rlhf.metrics import percent
 from rlhf.report import figures
 from rlhf.report.page import (
     Page,
@@ -34,6 +33,7 @@ from rlhf.report.page import (
     tiles,
     verdict,
 )
+from rlhf.words import percent
 
 _MOST_FILES = 50  # named one by one
 _MOST_ANNOTATORS = 30

@@ -35,10 +35,10 @@ from rlhf.data_validation.steps import StepCount
 from rlhf.data_validation.suffix import detect
 from rlhf.data_validation.tokens import load_tokenizer
 from rlhf.errors import ConfigError, DataError
-from rlhf.metrics import percent
 from rlhf.models import references
 from rlhf.progress import Progress, say
 from rlhf.report.page import write_page
+from rlhf.words import percent
 
 if TYPE_CHECKING:
     from rlhf.evaluator.config import EvaluatorConfig

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.report import figures
 from rlhf.report.page import figure, figures_row, paragraph
+from rlhf.words import three
 
 Series = Sequence[tuple[int, float]]
 
@@ -82,7 +83,7 @@ def _course(points: Series) -> str:
     """Where a curve starts and ends: means over its first and last twentieth."""
     values = [value for _, value in points]
     few = max(1, len(values) // 20)
-    first, last = _three(fmean(values[:few])), _three(fmean(values[-few:]))
+    first, last = three(fmean(values[:few])), three(fmean(values[-few:]))
     return f"from {first} to {last}" if first != last else f"at {first}"
 
 
@@ -100,12 +101,8 @@ def _frontier(ppo: Mapping[str, Series]) -> Markup | None:
     title, x_label = "PPO: reward against KL", "KL, nats per completion"
     return figure(
         figures.trail(title, points, x_label, "mean score"),
-        alt=f"{title}: from a score of {_three(points[0][1])} at a KL of {_three(points[0][0])} "
-        f"to {_three(points[-1][1])} at {_three(points[-1][0])}.",
+        alt=f"{title}: from a score of {three(points[0][1])} at a KL of {three(points[0][0])} "
+        f"to {three(points[-1][1])} at {three(points[-1][0])}.",
         caption="What distance from the model before bought; later updates are darker. Points that go on to the right "
         "without rising are over-optimisation.",
     )
-
-
-def _three(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")

@@ -12,7 +12,8 @@ from itertools import chain
 from math import log2
 from statistics import fmean
 
-from rlhf.metrics import Share, percent, share
+from rlhf.metrics import Share, share
+from rlhf.words import listed, percent
 
 # Changes that are worth a warning.
 TRUNCATED = 0.05  # share of completions
@@ -187,5 +188,4 @@ def _monotonous(before: Health, after: Health) -> bool:
 
 
 def _listed(names: Sequence[str]) -> str:
-    *first, last = ("the " + name if name in ("reward model", "grader") else name for name in names)
-    return f"{', '.join(first)} and {last}" if first else last
+    return listed(["the " + name if name in ("reward model", "grader") else name for name in names])

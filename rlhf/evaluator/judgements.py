@@ -12,9 +12,10 @@ from rlhf.evaluator.compare import Controlled, length_controlled, outcomes_of
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.judge import judge
 from rlhf.evaluator.pairs import Pair
-from rlhf.metrics import WinRate, percent, win_rate_of
+from rlhf.metrics import WinRate, win_rate_of
 from rlhf.models.card import ModelCard
 from rlhf.progress import Progress
+from rlhf.words import percent
 
 if TYPE_CHECKING:
     from rlhf.models.scoring import RewardModel

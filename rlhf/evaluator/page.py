@@ -17,7 +17,7 @@ from rlhf.evaluator.judgements import REWARD_MODEL, Judgement
 from rlhf.evaluator.measures import Measures
 from rlhf.evaluator.pairs import Pair
 from rlhf.evaluator.verdict import Verdict
-from rlhf.metrics import ignores_prompt, percent
+from rlhf.metrics import ignores_prompt
 from rlhf.report import figures
 from rlhf.report.browser import SCRIPT, Row, browser
 from rlhf.report.page import (
@@ -31,6 +31,7 @@ from rlhf.report.page import (
     tiles,
     verdict,
 )
+from rlhf.words import count, minus, percent, signed
 
 BROWSER_BYTES = 4_500_000  # of the side-by-side browser: mail and chat refuse pages much larger, and frames load slowly
 BEYOND_MATTERS = 0.05  # share of completions whose reward is outside what the reward model was trained on
@@ -83,7 +84,7 @@ def evaluation_page(config: EvaluatorConfig, result: Evaluation) -> Page:
     )
     return Page(
         "Did tuning make the model better?",
-        f"Two models on the same {_count(len(result.pairs), 'prompt')}, one completion each.{models}",
+        f"Two models on the same {count(len(result.pairs), 'prompt')}, one completion each.{models}",
         sections,
     )
 
@@ -108,7 +109,7 @@ def remarks(result: Evaluation) -> list[Remark]:
     without = len(result.pairs) - sum(pair.reference is not None for pair in result.pairs)
     if without:
         verb = "has no reference and is" if without == 1 else "have no reference and are"
-        text = f"{_count(without, 'prompt')} {verb} left out of ROUGE and of the reference's reward."
+        text = f"{count(without, 'prompt')} {verb} left out of ROUGE and of the reference's reward."
         said.append(Remark(text, warning=False))
     return said
 
@@ -169,7 +170,7 @@ def _numbers(result: Evaluation) -> Markup:
     m = result.metrics
     unit, slug = result.unit.capitalize(), result.main.slug
     graded = f"{slug}_after" in m
-    change = _signed(m[f"{slug}_after"] - m[f"{slug}_before"]) if graded else "–"
+    change = signed(m[f"{slug}_after"] - m[f"{slug}_before"]) if graded else "–"
     cards = [
         ("Win rate", *_win_rate(result.main)),
         (unit, change, "mean, after minus before"),
@@ -204,7 +205,7 @@ def _numbers(result: Evaluation) -> Markup:
         rows.append(_row("Ended by themselves, %", 100 * m["ended_before"], 100 * m["ended_after"], digits=1))
     rows.append(_row("Empty, %", 100 * m["empty_before"], 100 * m["empty_after"], digits=1))
     caption = (
-        f"{_count(len(result.pairs), 'prompt')}; ROUGE (F measure), BLEU and chrF (0 to 100) over those "
+        f"{count(len(result.pairs), 'prompt')}; ROUGE (F measure), BLEU and chrF (0 to 100) over those "
         f"{len(references):,} that have a reference. {unit}s are in the {result.main.name}'s own unit; only "
         "differences mean something."
     )
@@ -215,7 +216,7 @@ def _win_rate(main: Judgement) -> tuple[str, str]:
     """A figure, and what it is."""
     wins, controlled = main.wins, main.controlled
     if wins.rate is None:
-        return "none", f"no pair is decided; {_count(wins.ties, 'tie')}"
+        return "none", f"no pair is decided; {count(wins.ties, 'tie')}"
     found, of = wins, "as the lengths are; not known at equal ones"
     if controlled.rate is not None:
         found, of = controlled, "at equal lengths"
@@ -258,7 +259,7 @@ def _judges(result: Evaluation) -> Markup:
     )
     if result.measures.strengths:
         ranked = sorted(result.measures.strengths.items(), key=lambda item: -item[1].mean)
-        strengths = [[name, _signed(i.mean), f"{_signed(i.low)} to {_signed(i.high)}"] for name, i in ranked]
+        strengths = [[name, signed(i.mean), f"{signed(i.low)} to {signed(i.high)}"] for name, i in ranked]
         said += table(
             ["", "strength", "95 % interval"],
             strengths,
@@ -296,8 +297,8 @@ def _health(result: Evaluation) -> Markup:
 
 
 def _row(label: str, before: float, after: float, reference: float | None = None, digits: int = 3) -> list[str | None]:
-    values = [None if v is None else _minus(f"{v:.{digits}f}") for v in (before, after, reference)]
-    return [label, values[0], values[1], _signed(after - before, digits), values[2]]
+    values = [None if v is None else minus(f"{v:.{digits}f}") for v in (before, after, reference)]
+    return [label, values[0], values[1], signed(after - before, digits), values[2]]
 
 
 def _rewards(result: Evaluation) -> Markup:
@@ -306,7 +307,7 @@ def _rewards(result: Evaluation) -> Markup:
     shown = {label: [v for v in values if v is not None] for label, values in shown.items()}
     shown = {label: values for label, values in shown.items() if values}
     unit = result.unit
-    means = ", ".join(f"{label} {_signed(fmean(values))}" for label, values in shown.items())
+    means = ", ".join(f"{label} {signed(fmean(values))}" for label, values in shown.items())
     both = zip(main.before, main.after, strict=True)
     margins = [a - b for b, a in both if a is not None and b is not None]
     drawn = [
@@ -325,27 +326,27 @@ def _rewards(result: Evaluation) -> Markup:
                     f"{unit} after minus before",
                     "share of prompts",
                 ),
-                alt=f"Histogram of {unit} after minus {unit} before. Median {_signed(median(margins))}.",
-                caption=f"To the right of 0 the tuned model wins. Median {_signed(median(margins))}.",
+                alt=f"Histogram of {unit} after minus {unit} before. Median {signed(median(margins))}.",
+                caption=f"To the right of 0 the tuned model wins. Median {signed(median(margins))}.",
             )
         )
     return figures_row(drawn)
 
 
 def _side_by_side(config: EvaluatorConfig, result: Evaluation) -> Markup:
-    count = min(config.side_by_side_rows, len(result.pairs))
+    rows = min(config.side_by_side_rows, len(result.pairs))
     why = ""
-    while len(said := _some(config, result, count)) > BROWSER_BYTES and count > 1:
-        count = max(1, int(0.95 * count * BROWSER_BYTES / len(said)))
+    while len(said := _some(config, result, rows)) > BROWSER_BYTES and rows > 1:
+        rows = max(1, int(0.95 * rows * BROWSER_BYTES / len(said)))
         why = "; with more of this length the page would exceed 5 MB"
-    if count == len(result.pairs):
+    if rows == len(result.pairs):
         return said
-    how = f"{count:,} of {_count(len(result.pairs), 'prompt')}, drawn at random (seed {config.seed}){why}."
+    how = f"{rows:,} of {count(len(result.pairs), 'prompt')}, drawn at random (seed {config.seed}){why}."
     return paragraph(how) + said
 
 
-def _some(config: EvaluatorConfig, result: Evaluation, count: int) -> Markup:
-    chosen = sorted(random.Random(config.seed).sample(range(len(result.pairs)), count))
+def _some(config: EvaluatorConfig, result: Evaluation, rows: int) -> Markup:
+    chosen = sorted(random.Random(config.seed).sample(range(len(result.pairs)), rows))
     return browser([_browsed(result, place) for place in chosen], digest=result.digest, seed=config.seed)
 
 
@@ -357,7 +358,7 @@ def _browsed(result: Evaluation, place: int) -> Row:
         "after": _facts(result.unit, pair.after, after, result.measures.rouge_after.get(pair.id)),
     }
     if pair.id in main.reference:
-        facts["reference"] = f"{result.unit} {_signed(main.reference[pair.id])}"
+        facts["reference"] = f"{result.unit} {signed(main.reference[pair.id])}"
     scores = {judgement.name: _change(judgement, place) for judgement in result.judgements[1:]}
     if result.measures.rouge_after:
         change = None
@@ -389,8 +390,8 @@ def _change(judgement: Judgement, place: int) -> float | None:
 
 def _facts(unit: str, prediction: Prediction, reward: float | None, rouge_l: float | None) -> str:
     facts = [
-        f"{unit} {'not known' if reward is None else _signed(reward)}",
-        _count(prediction.tokens, "token" if prediction.finish_reason else "word"),
+        f"{unit} {'not known' if reward is None else signed(reward)}",
+        count(prediction.tokens, "token" if prediction.finish_reason else "word"),
     ]
     if rouge_l is not None:
         facts.append(f"ROUGE-L {rouge_l:.2f}")
@@ -399,19 +400,7 @@ def _facts(unit: str, prediction: Prediction, reward: float | None, rouge_l: flo
     return " · ".join(facts)
 
 
-def _signed(value: float, digits: int = 2) -> str:
-    return _minus(f"{value:+.{digits}f}") if round(value, digits) else f"{0:.{digits}f}"
-
-
 def _short(model: str) -> str:
     """With the end of a path; a Hugging Face id as it is."""
     name, of, base = model.rpartition(" of ")
     return name + of + "/".join(base.rstrip("/").split("/")[-2:])
-
-
-def _minus(text: str) -> str:
-    return text.replace("-", "−")
-
-
-def _count(amount: int, one: str, many: str = "") -> str:
-    return f"{amount:,} {one if amount == 1 else many or one + 's'}"

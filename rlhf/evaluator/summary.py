@@ -1,8 +1,8 @@
 """The evaluator's page in a few lines of Markdown, for a pipeline's run page."""
 
 from rlhf.evaluator.page import Evaluation, remarks
-from rlhf.metrics import percent
 from rlhf.report.markdown import plain
+from rlhf.words import percent
 
 _MARKS = {True: "✓", False: "✗", None: "–"}
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rlhf.evaluator.compare import Controlled, rows_needed, ties_half
 from rlhf.evaluator.config import EvaluatorConfig
-from rlhf.metrics import WinRate, percent
+from rlhf.metrics import WinRate
+from rlhf.words import percent
 
 BY_LENGTH = 0.005  # of a win rate: what equal lengths take from it that is worth a word
 

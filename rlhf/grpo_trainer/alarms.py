@@ -6,8 +6,8 @@ Every look is a function of what was logged so far; a run logs about fifty point
 from collections.abc import Iterator
 
 from rlhf.grpo_trainer.config import GRPOTrainerConfig
-from rlhf.metrics import percent
 from rlhf.training.alarms import FIRST, Alarm, Course, History
+from rlhf.words import percent
 
 NO_SIGNAL = (
     0.8  # of the groups: four in five completions are sampled and graded for nothing (Yu et al. 2025, DAPO, 3.2)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from rlhf.errors import TrainingError
 from rlhf.grpo_trainer.config import GRPOTrainerConfig
+from rlhf.models.loading import computing_in, device, working_dtype
 from rlhf.progress import say
 from rlhf.rewards.combined import Rewards, Scored, group_measures
 from rlhf.training import processes
@@ -15,13 +16,14 @@ STAGE = "grpo_trainer"
 
 
 def score(rewards: Rewards, prompts: Sequence[Prompt], completions: Sequence[str]) -> Scored:
-    """What this process's completions get."""
-    return rewards.score(
-        [prompt.text for prompt in prompts],
-        [prompt.original for prompt in prompts],
-        list(completions),
-        {"id": [prompt.id for prompt in prompts], "reference": [prompt.reference for prompt in prompts]},
-    )
+    """What this process's completions get; of a reward model, in the precision of training."""
+    with computing_in(working_dtype("auto", device()), device()):
+        return rewards.score(
+            [prompt.text for prompt in prompts],
+            [prompt.original for prompt in prompts],
+            list(completions),
+            {"id": [prompt.id for prompt in prompts], "reference": [prompt.reference for prompt in prompts]},
+        )
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from rlhf.grpo_trainer.alarms import ADVICE
-from rlhf.metrics import late_mean, percent
+from rlhf.metrics import late_mean
 from rlhf.report import figures
 from rlhf.report.page import (
     Comparison,
@@ -19,7 +19,6 @@ from rlhf.report.page import (
     figure,
     figures_row,
     fold,
-    number,
     paragraph,
     table,
     tiles,
@@ -27,6 +26,7 @@ from rlhf.report.page import (
     write_page,
 )
 from rlhf.training.alarms import Alarm, History
+from rlhf.words import percent, three
 
 ENDS = 0.95  # share of completions from which a policy is said to end them, as in the other trainers' reports
 MOST_TIMES = 3  # completions of one prompt, side by side
@@ -84,9 +84,9 @@ def _verdict(metrics: Mapping[str, float], seen: Mapping[str, Series], alarms: S
     else:
         before, after, noise = metrics["grade_before"], metrics["grade_after"], 0.0
         where = "on the prompts that it was trained on"
-    went = f"The mean grade {where} went from {_three(before)} to {_three(after)}"
+    went = f"The mean grade {where} went from {three(before)} to {three(after)}"
     if "kl" in metrics:
-        went += f", at a KL of {_three(metrics['kl'])} nats a completion from the policy that it started from"
+        went += f", at a KL of {three(metrics['kl'])} nats a completion from the policy that it started from"
     if after - before <= noise:
         word, good, headline = "No gain", False, f"{went}: no more than chance can do."
     elif alarms:
@@ -112,7 +112,7 @@ def _verdict(metrics: Mapping[str, float], seen: Mapping[str, Series], alarms: S
         reasons.append((None, f"{percent(cut)} of the prompts are longer than prompt_sequence_length and were cut."))
     reasons.append((None, "A grade says what the grader rewards: read the completions, and try it with `rlhf grade`."))
     cards = [
-        (label, _three(points[-1][1] if tag.startswith("eval/") else late_mean(points)), unit)
+        (label, three(points[-1][1] if tag.startswith("eval/") else late_mean(points)), unit)
         for tag, label, unit in (
             ("grpo/grade", "grade", "of the last updates' completions"),
             ("eval/grade", "grade, held out", "at the end"),
@@ -188,7 +188,7 @@ def _figures(seen: Mapping[str, Series], alarms: Sequence[Alarm]) -> list[Markup
         for alarm in alarms:
             if alarm.kind in kinds:
                 marks[alarm.update].append(alarm.kind.replace("_", " "))
-        ends = "; ".join(f"{label} from {_three(p[0][1])} to {_three(late_mean(p))}" for label, p in shown.items())
+        ends = "; ".join(f"{label} from {three(p[0][1])} to {three(late_mean(p))}" for label, p in shown.items())
         alarmed = "".join(f" Alarm at update {update:,}: {', '.join(names)}." for update, names in marks.items())
         ringed = {update: ", ".join(names) for update, names in marks.items()}
         drawn.append(
@@ -209,10 +209,9 @@ def _through_training(examples: Sequence[Mapping[str, Any]]) -> Markup:
     for said in by_prompt.values():
         places = sorted({round(i * (len(said) - 1) / (MOST_TIMES - 1)) for i in range(MOST_TIMES)})
         columns = [
-            (f"Update {said[i]['update']:,}", said[i]["completion"], f"grade {_three(said[i]['score'])}")
-            for i in places
+            (f"Update {said[i]['update']:,}", said[i]["completion"], f"grade {three(said[i]['score'])}") for i in places
         ]
-        outcome = f"grade {_three(said[0]['score'])} → {_three(said[-1]['score'])}"
+        outcome = f"grade {three(said[0]['score'])} → {three(said[-1]['score'])}"
         shown.append(Comparison("Held out", str(said[0]["id"]), outcome, None, said[0].get("prompt", ""), columns))
     intro = "The same held-out prompts through training. They were not chosen by how they came out."
     return paragraph(intro) + comparisons(shown)
@@ -224,8 +223,3 @@ def _ends(samples: Sequence[Mapping[str, Any]]) -> Markup:
     known.sort(key=lambda sample: sample["score"])
     rows = [(s["score"], str(s["id"]), s["completion"]) for s in [*known[:-6:-1], *known[:5][::-1]]]
     return table(["grade", "id", "completion"], rows, f"Of update {last:,}: what the grader likes best, and least.")
-
-
-def _three(value: float | None) -> str:
-    """Three significant digits."""
-    return "not known" if value is None or not math.isfinite(value) else number(float(f"{value:.3g}"))

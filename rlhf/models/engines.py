@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.batching import by_length
-from rlhf.models.loading import Kind, Source, device, kind_of, load_config, working_dtype
+from rlhf.models.loading import Kind, Source, computing_in, device, kind_of, load_config, working_dtype
 from rlhf.models.policy import Policy
 from rlhf.progress import say
 from rlhf.training import processes
@@ -144,7 +144,7 @@ class Transformers:
     ) -> list[list[int]] | None:
         """None where memory ran out."""
         try:
-            with torch.autocast(self.policy.model.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            with computing_in(self.dtype, self.policy.model.device):
                 return self.policy.generate(prompts, draws.shape[1], temperature, draws=draws, synced=self.synced)
         except RuntimeError as error:
             # Processes that keep step cannot each take batches of their own size.

@@ -334,3 +334,8 @@ def working_dtype(wanted: str, device: torch.device) -> torch.dtype:
         has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         wanted = "bfloat16" if has_it else "float32"
     return getattr(torch, wanted)
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Forward passes over weights in float32, in that precision."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)

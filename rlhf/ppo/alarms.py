@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from rlhf.metrics import percent
 from rlhf.ppo.config import PPOTrainerConfig
 from rlhf.training import alarms
 from rlhf.training.alarms import FIRST, LATE, Course, History
+from rlhf.words import percent
 
 LATE_MEASURED = 3  # the same for held-out measures, of which a run has about ten, each on the same prompts
 STANDARD_ERRORS = 3  # a difference of mean rewards below this is noise: 1 in 700 by chance, and runs look often

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from rlhf.errors import ModelError
 from rlhf.models import adapting
-from rlhf.models.loading import Kind, score_heads, working_dtype
+from rlhf.models.loading import Kind, computing_in, score_heads, working_dtype
 from rlhf.models.policy import Policy, pad_right
 from rlhf.models.scoring import RewardModel
 from rlhf.models.sparing import LastLayer
@@ -207,7 +207,7 @@ class Networks:
                 model.eval()
 
     def precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return computing_in(self.dtype, self.device)
 
     def unshard(self) -> None:
         """Let every process hold all of the policy again."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from rlhf.metrics import late_mean, percent
+from rlhf.metrics import late_mean
 from rlhf.ppo.alarms import ADVICE, Alarm, noise
 from rlhf.report import figures
 from rlhf.report.page import (
@@ -19,7 +19,6 @@ from rlhf.report.page import (
     figure,
     figures_row,
     fold,
-    number,
     paragraph,
     table,
     tiles,
@@ -27,6 +26,7 @@ from rlhf.report.page import (
     write_page,
 )
 from rlhf.training.alarms import History
+from rlhf.words import percent, three
 
 ENDS = 0.95  # share of completions from which a policy is said to end them, as in the SFT report
 MOST_PROMPTS = 6
@@ -76,10 +76,10 @@ def _verdict(metrics: Mapping[str, float], seen: Mapping[str, Series], alarms: S
         return verdict("Not known", "No reward was logged.", _alarms(alarms), None)
     before, after = reward[0][1], late_mean(reward)
     rose = after - before > noise(seen, metrics["episodes"] / max(metrics["updates"], 1))
-    went = f"The mean reward went from {_three(before)} to {_three(after)}"
+    went = f"The mean reward went from {three(before)} to {three(after)}"
     if "ppo/kl" in seen:
         went += (
-            f", at a KL of {_three(late_mean(seen['ppo/kl']))} nats a completion from the policy that it started from"
+            f", at a KL of {three(late_mean(seen['ppo/kl']))} nats a completion from the policy that it started from"
         )
     if any(alarm.over_optimised for alarm in alarms):
         word, good = "Over-optimised", False
@@ -106,12 +106,12 @@ def _reasons(metrics: Mapping[str, float], seen: Mapping[str, Series]) -> list[t
         text = f"The alarm ended the run after {metrics['updates']:,} of {metrics['planned_updates']:,} updates."
         said.append((None, text))
     if held_out := seen.get("eval/reward"):
-        change = f"from {_three(held_out[0][1])} to {_three(held_out[-1][1])}"
+        change = f"from {three(held_out[0][1])} to {three(held_out[-1][1])}"
         said.append((None, f"On prompts that it was not trained on the reward went {change}."))
     if "ppo/kl" not in seen:
         said.append((None, "How far it went from the policy that it started from was not measured."))
     if length := seen.get("ppo/length"):
-        change = f"from {_three(length[0][1])} to {_three(late_mean(length))} tokens"
+        change = f"from {three(length[0][1])} to {three(late_mean(length))} tokens"
         said.append((None, f"The mean completion went {change}."))
     if ended := seen.get("ppo/ended"):
         share = late_mean(ended)
@@ -142,7 +142,7 @@ def _tiles(seen: Mapping[str, Series]) -> list[tuple[str, str, str]]:
     ):
         if points := seen.get(tag):
             end = points[-1][1] if tag.startswith("eval/") else late_mean(points)
-            cards.append((label, _three(end), f"{unit}; at first {_three(points[0][1])}"))
+            cards.append((label, three(end), f"{unit}; at first {three(points[0][1])}"))
     return cards
 
 
@@ -259,7 +259,7 @@ def _curves(
     shown = {label: points for label, points in series.items() if points}
     if not shown:
         return None
-    ends = "; ".join(f"{label} from {_three(p[0][1])} to {_three(late_mean(p))}" for label, p in shown.items())
+    ends = "; ".join(f"{label} from {three(p[0][1])} to {three(late_mean(p))}" for label, p in shown.items())
     alarmed = "".join(f" Alarm at update {update:,}: {what}." for update, what in marks.items())
     return figure(
         figures.lines(title, shown, "update", y_label, marks=marks),
@@ -274,7 +274,7 @@ def _frontier(seen: Mapping[str, Series], alarms: Sequence[Alarm]) -> Markup | N
     if len(points) < 2:
         return None
     title = "Reward against distance"
-    start, *_, end = (f"{_three(y)} at √KL {_three(x)}" for x, y in points.values())
+    start, *_, end = (f"{three(y)} at √KL {three(x)}" for x, y in points.values())
     marks = {points[update]: what for update, what in _marks(alarms, {*ADVICE}).items() if update in points}
     return figure(
         figures.trail(title, list(points.values()), "√KL to the reference, in √nats", "mean reward", marks),
@@ -327,13 +327,13 @@ def _through_training(said: Sequence[Mapping[str, Any]]) -> Comparison:
         (f"Update {example['update']:,}", example["completion"], _facts(example))
         for example in _evenly(said, MOST_TIMES)
     ]
-    outcome = f"reward {_three(said[0].get('score'))} → {_three(said[-1].get('score'))}"
+    outcome = f"reward {three(said[0].get('score'))} → {three(said[-1].get('score'))}"
     return Comparison("Prompt", str(said[0]["id"]), outcome, None, said[0].get("prompt", ""), columns)
 
 
 def _facts(example: Mapping[str, Any]) -> str:
-    kl = f", KL {_three(example['kl'])} nats" if _finite(example.get("kl")) is not None else ""
-    return f"reward {_three(example.get('score'))}{kl}"
+    kl = f", KL {three(example['kl'])} nats" if _finite(example.get("kl")) is not None else ""
+    return f"reward {three(example.get('score'))}{kl}"
 
 
 def _evenly(items: Sequence[Any], most: int) -> list[Any]:
@@ -350,8 +350,3 @@ def _numbers(metrics: Mapping[str, float], facts: Mapping[str, Any]) -> Markup:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _three(value: float | None) -> str:
-    """Three significant digits."""
-    return "not known" if _finite(value) is None else number(float(f"{value:.3g}"))

@@ -8,9 +8,9 @@ import yaml
 from rlhf.data.chat import MARK_END, MARK_START
 from rlhf.data.file_systems import redacted
 from rlhf.data.template import Template
-from rlhf.metrics import percent
 from rlhf.models.card import ModelCard
 from rlhf.report.markdown import plain
+from rlhf.words import percent
 
 # What of the evaluator's metrics stands in the card and in the artifact's metadata.
 FIGURES = (

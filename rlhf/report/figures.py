@@ -14,8 +14,8 @@ from statistics import fmean
 from typing import Any
 from xml.etree import ElementTree
 
-from rlhf.metrics import percent
 from rlhf.report.page import visible
+from rlhf.words import percent
 
 LONGEST_LABEL = 60
 NOISY = 30

@@ -11,7 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, Self
 
-from rlhf.report.page import number, render, visible
+from rlhf.report.page import render, visible
+from rlhf.words import number
 
 # In a table's cell these would end it, or be taken for layout; by entities, for not all Markdown takes a backslash
 # before each. An underscore within a word is none.

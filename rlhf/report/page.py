@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf.errors import DataError
+from rlhf.words import number
 
 _SECTIONS_END = "<!-- end of sections -->"
 
@@ -163,12 +164,6 @@ def text_block(text: str) -> Markup:
 def render(template: str, **values: Any) -> Markup:
     """A part of a page from a template of this package; texts among the values are escaped, Markup is kept."""
     return Markup(_environment().get_template(template).render(**values))
-
-
-def number(value: float) -> str:
-    """Four significant digits; whole numbers whole with thousands apart; a true minus sign."""
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-    return text.replace("-", "−") if "e" not in text else text
 
 
 def _hash(script: str) -> str:

@@ -11,6 +11,7 @@ from scipy.stats import ConstantInputWarning, NearConstantInputWarning, binomtes
 from sklearn.metrics import auc, roc_curve
 
 from rlhf.metrics import Share, share
+from rlhf.words import three
 
 AS_LONG = 0.1  # lengths that differ by at most this share of the longer one are about the same
 FAR_APART = 1 / 3  # ... and beyond this, one is over 1.5 times the other
@@ -168,7 +169,7 @@ def by_size(values: np.ndarray, right: np.ndarray, parts: int = 4) -> list[Group
     groups = []
     for part in np.unique(member):
         inside = member == part
-        low, high = (_three(edge) for edge in (values[inside].min(), values[inside].max()))
+        low, high = (three(edge) for edge in (values[inside].min(), values[inside].max()))
         groups.append(Group(low if low == high else f"{low} to {high}", share_of(right[inside])))
     return groups
 
@@ -275,7 +276,3 @@ def _varying(correlate, x: np.ndarray, y: np.ndarray):
             return correlate(x, y)
         except (ConstantInputWarning, NearConstantInputWarning):
             return None
-
-
-def _three(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from rlhf.metrics import Accuracy, Share, late_mean, percent
+from rlhf.metrics import Accuracy, Share, late_mean
 from rlhf.report import figures
 from rlhf.report.figures import Estimate
 from rlhf.report.page import (
@@ -22,6 +22,7 @@ from rlhf.report.page import (
 )
 from rlhf.reward_trainer.findings import Findings, HeldOut, Training
 from rlhf.reward_trainer.measures import Correlation, Group
+from rlhf.words import percent, signed
 
 MOST_WRONG = 10
 _WITHOUT_MODEL = "Without a model"
@@ -147,8 +148,8 @@ def _length(findings: Findings, held_out: HeldOut) -> Markup:
 
 
 def _interval(found: Correlation) -> str:
-    value = _signed(found.value)
-    return value if found.low is None else f"{value} (95 % interval {_signed(found.low)} to {_signed(found.high)})"
+    value = signed(found.value)
+    return value if found.low is None else f"{value} (95 % interval {signed(found.low)} to {signed(found.high)})"
 
 
 def _reading(findings: Findings, held_out: HeldOut) -> Markup:
@@ -188,7 +189,7 @@ def _reading(findings: Findings, held_out: HeldOut) -> Markup:
         body = paragraph("All held-out pairs have one prompt, so there is no other to exchange it for.") + body
     if findings.sensitivity:
         rows = [
-            (name, found.falls.in_words(), found.falls.of, _signed(found.mean_change))
+            (name, found.falls.in_words(), found.falls.of, signed(found.mean_change))
             for name, found in findings.sensitivity.items()
         ]
         body += table(["response", "score falls in", "responses", "mean change"], rows)
@@ -295,7 +296,3 @@ def _numbers(findings: Findings, held_out: HeldOut, facts: Mapping[str, str | fl
 
 def _differences(chosen: Sequence[float], rejected: Sequence[float]) -> list[float]:
     return [c - r for c, r in zip(chosen, rejected, strict=True)]
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−") if round(value, 2) else "0"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlhf.metrics import Accuracy, percent, share
+from rlhf.metrics import Accuracy, share
+from rlhf.words import count, listed, percent, signed
 
 if TYPE_CHECKING:
     from rlhf.reward_trainer.findings import Findings
@@ -50,11 +50,11 @@ def verdict(findings: Findings) -> Verdict:
     """
     if findings.constant:
         return Verdict("Not usable", "Every text gets the same score: the reward model prefers nothing.", False)
-    ranks = f"{in_words(findings.accuracy)} of {_count(findings.accuracy.pairs, 'held-out pair')}"
+    ranks = f"{in_words(findings.accuracy)} of {count(findings.accuracy.pairs, 'held-out pair')}"
     if findings.accuracy.low <= 0.5:
         return Verdict("Not usable", f"It is not shown to be better than a coin: it ranks {ranks} right.", False)
     if doubts := _doubts(findings):
-        return Verdict("Doubtful", f"It ranks {ranks} right, but it {_listed(doubts)}.", None)
+        return Verdict("Doubtful", f"It ranks {ranks} right, but it {listed(doubts)}.", None)
     return Verdict("Usable", f"It ranks {ranks} right.", True)
 
 
@@ -118,7 +118,7 @@ def _baselines(findings: Findings) -> list[Statement]:
     if "longer wins" not in findings.baselines:
         said.append((None, 'The responses of each pair are as long as each other, so "longer wins" decides nothing.'))
     for name, found in findings.baselines.items():
-        pairs = _count(found.rule.of, "pair") + (" of unequal length" if "er wins" in name else "")
+        pairs = count(found.rule.of, "pair") + (" of unequal length" if "er wins" in name else "")
         figures = (
             f"{percent(found.model.rate)} right against {percent(found.rule.rate)} for {RULES[name]}, on {pairs} "
             f"(exact McNemar test, {_p(found.p)})."
@@ -154,7 +154,7 @@ def _sensitivity(findings: Findings) -> list[Statement]:
             (
                 found.punished,
                 f"{CHANGES[change]} {is_punished}: the score falls in {found.falls.in_words()}, and changes by "
-                f"{_signed(found.mean_change)} on average.",
+                f"{signed(found.mean_change)} on average.",
             )
         )
     return said
@@ -185,14 +185,14 @@ def _length(findings: Findings) -> list[Statement]:
         return []
     text = (
         f"Scores follow length: within a pair, the {'longer' if found.value > 0 else 'shorter'} response tends to "
-        f"score higher (rank correlation of the differences {_signed(found.value)})."
+        f"score higher (rank correlation of the differences {signed(found.value)})."
     )
     return [(None, text)]
 
 
 def _ties(findings: Findings) -> list[Statement]:
     ties = findings.accuracy.ties
-    return [(None, f"{_count(ties, 'held-out pair')} scored alike, which counts as wrong.")] if ties else []
+    return [(None, f"{count(ties, 'held-out pair')} scored alike, which counts as wrong.")] if ties else []
 
 
 def _training(findings: Findings) -> list[Statement]:
@@ -200,7 +200,7 @@ def _training(findings: Findings) -> list[Statement]:
     said: list[Statement] = []
     if training.skipped_steps:
         text = (
-            f"{training.skipped_steps:,} of {_count(training.steps, 'step')} changed nothing, because loss or "
+            f"{training.skipped_steps:,} of {count(training.steps, 'step')} changed nothing, because loss or "
             "gradients were not finite."
         )
         said.append((False, text))
@@ -232,15 +232,3 @@ def _training(findings: Findings) -> list[Statement]:
 
 def _p(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−") if round(value, 2) else "0"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

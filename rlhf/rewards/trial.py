@@ -15,10 +15,10 @@ import yaml
 
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, TrainingError
-from rlhf.metrics import percent
 from rlhf.rewards.combined import Rewards
 from rlhf.rewards.config import RewardFunction
 from rlhf.rewards.groups import flattened, make_grader
+from rlhf.words import percent
 
 BATCH = 32  # completions of one call
 AGAIN = 64  # rows that are graded a second time

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from rlhf.metrics import rouge
-from rlhf.models.loading import Kind, working_dtype
+from rlhf.models.loading import Kind, computing_in, working_dtype
 from rlhf.models.policy import Policy, pad_left, pad_right
 from rlhf.sft_trainer.demonstrations import IGNORED, Demonstration
 from rlhf.training import processes
@@ -89,8 +89,7 @@ class HeldOut:
     def _predict(self, examples: Sequence[dict[str, list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (rows, tokens, vocabulary) and what is to be predicted (rows, tokens)."""
         model, pad = self.policy.model, self.policy.pad
-        dtype = working_dtype("auto", model.device)  # as in training
-        with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        with computing_in(working_dtype("auto", model.device), model.device):  # as in training
             if self.policy.kind is Kind.SEQ2SEQ:
                 ids, mask = pad_right([example["input_ids"] for example in examples], pad, model.device)
                 labels, _ = pad_right([example["labels"] for example in examples], IGNORED, model.device)

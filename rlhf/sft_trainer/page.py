@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from rlhf.metrics import percent, rouge
+from rlhf.metrics import rouge
 from rlhf.report import figures
 from rlhf.report.page import (
     Comparison,
@@ -19,6 +19,7 @@ from rlhf.report.page import (
     verdict,
 )
 from rlhf.sft_trainer.course import Course, course
+from rlhf.words import percent
 
 ENDS = 0.95  # share of completions from which a model is said to have learned to end
 MANY_CUT = 0.05

@@ -9,7 +9,7 @@ import pytest
 from rlhf.data.template import Template
 from rlhf.data_validation.checks import Checks
 from rlhf.errors import DataError
-from rlhf.metrics import percent
+from rlhf.words import percent
 from tests.intake import write_rows
 from tests.validation import OUTPUTS, pair, said, validate, verdict, written
 

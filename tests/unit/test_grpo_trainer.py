@@ -15,11 +15,13 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model
 from rlhf.data.store import read_dataset, write_dataset
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, TrainingError
-from rlhf.grpo_trainer import GRPOTrainerConfig
+from rlhf.grpo_trainer import GRPOTrainerConfig, grading
 from rlhf.grpo_trainer.stage import run
 from rlhf.models.card import ModelCard
 from rlhf.models.policy import Policy
+from rlhf.rewards.combined import Rewards
 from rlhf.tracking import read_scalars
+from rlhf.training.prompts import Prompt
 from tests import training
 from tests.models import untrained_reward_model
 
@@ -294,6 +296,18 @@ def test_builtins_with_models_grade_a_run(llama_folder, bert_folder, job, prompt
     similarities = [row["score"] - 3 * score for row, score in zip(first, scores, strict=True)]
     assert all(-1e-4 <= each <= 1 + 1e-4 for each in similarities)
     assert logs["grpo/grade/similarity"][0][1] == pytest.approx(sum(similarities) / len(similarities), abs=1e-4)
+
+
+def test_a_reward_model_scores_in_the_precision_of_training(bert_folder, monkeypatch):
+    torch.manual_seed(0)
+    rewards = Rewards(untrained_reward_model(bert_folder, TEMPLATE), 1.0, [])
+    asked = [Prompt(id=str(i), text=f"My brother has {i}.", ids=[]) for i in range(8)]
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(grading, "working_dtype", lambda wanted, device, dtype=dtype: dtype)
+        found.append(grading.score(rewards, asked, ["Fine."] * len(asked)).total)
+    assert found[1] != found[0]
+    assert found[1] == pytest.approx(found[0], abs=0.05)
 
 
 def test_parts_of_a_sum_are_logged_by_themselves_and_a_cut_end_costs(llama_folder, job):

@@ -3,7 +3,7 @@ import json
 import pytest
 from scipy.stats import binomtest
 
-from rlhf.metrics import accuracy, ignores_prompt, late_mean, percent, rouge, share, win_rate
+from rlhf.metrics import accuracy, ignores_prompt, late_mean, rouge, share, win_rate
 
 
 @pytest.mark.parametrize("stemming", [False, True])
@@ -80,13 +80,6 @@ def test_accuracy_counts_a_tie_as_wrong_and_names_it():
     assert (result.correct, result.pairs, result.ties, result.rate) == (2, 4, 1, 0.5)
     assert result.low < 0.5 < result.high
     assert accuracy([], []).rate is None
-
-
-@pytest.mark.parametrize(
-    ("share", "text"), [(0.934, "93.4 %"), (0.5, "50 %"), (1.0, "100 %"), (0.0, "0 %"), (0.001, "0.1 %")]
-)
-def test_percent_keeps_a_decimal_where_it_matters(share, text):
-    assert percent(share) == text.replace(" ", "\u00a0")
 
 
 @pytest.mark.parametrize(("right", "swapped", "ignored"), [(0.83, 0.83, True), (0.83, 0.79, True), (0.83, 0.77, False)])

@@ -17,7 +17,7 @@ from rlhf.evaluator.judge.cache import Answers
 from rlhf.evaluator.judge.client import Client, NoAnswer
 from rlhf.evaluator.judge.config import JudgeConfig
 from rlhf.evaluator.judge.words import ANSWERS, TIE, messages
-from rlhf.metrics import percent
+from rlhf.words import percent
 
 GIVEN_UP_AFTER = 16  # rows, if none of them could be judged
 BEFORE, AFTER = "before", "after"
