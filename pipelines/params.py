@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import yaml
 from kfp.dsl.base_component import BaseComponent
 from kfp.pipeline_spec import pipeline_spec_pb2
+
+from rlhf import yaml12
 
 _Type = pipeline_spec_pb2.ParameterType
 
@@ -35,22 +36,6 @@ class ParameterError(Exception):
     """Parameters are wrong; one line for each, naming it, what was found and what was expected."""
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML as PyYAML reads it, except that 3e-4 is a number, as in YAML 1.2, and a name may be given only once."""
-
-    def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value]
-        for name in names:
-            if names.count(name) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{name} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
 def read(path: str | Path) -> dict[str, Any]:
     """Read a YAML or JSON file of pipeline parameters.
 
@@ -58,7 +43,7 @@ def read(path: str | Path) -> dict[str, Any]:
         ParameterError: The file is missing, not YAML, or not a mapping of names to values.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = yaml12.parse(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ParameterError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     except yaml.YAMLError as error:

@@ -132,6 +132,8 @@ def main(
     """
     import yaml
 
+    from rlhf import yaml12
+
     parser = argparse.ArgumentParser(prog=f"python -m rlhf.{stage}", description=inspect.getdoc(run))
     parser.add_argument("--config", required=True, metavar="JOB.yaml", help="file with inputs, outputs and options")
     parser.add_argument("--metrics", metavar="FILE.json", help="file to write the metrics to")
@@ -139,9 +141,8 @@ def main(
     path = given.config
     with stage_errors(stage):
         try:
-            with open(path, encoding="utf-8") as file:
-                job = yaml.safe_load(file)
-        except (OSError, yaml.YAMLError) as error:
+            job = yaml12.parse(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"--config {path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
         resolve()
         settings, paths = config.parse(_part(job, "options", path), "options"), _paths(job, run, path)

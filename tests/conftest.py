@@ -96,6 +96,16 @@ def deberta_folder(bert_folder, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def roberta_folder(bert_folder, tmp_path_factory) -> Path:
+    """An encoder whose score head has two layers: RoBERTa of 2 layers."""
+    from tests.models import write_roberta
+
+    folder = tmp_path_factory.mktemp("roberta")
+    write_roberta(folder, bert_folder)
+    return folder
+
+
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 
 from transformers import (
     AutoTokenizer,
+    BartConfig,
+    BartForConditionalGeneration,
     DebertaV2Config,
     DebertaV2Model,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    RobertaConfig,
+    RobertaModel,
 )
 
 from rlhf.data.template import Template
@@ -94,6 +100,68 @@ def write_deberta(folder: Path, bert: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     _save(DebertaV2Model(config), tokenizer, folder)
+
+
+def write_roberta(folder: Path, bert: Path) -> None:
+    """A RoBERTa: a score head of two layers, and positions that count from behind the padding token."""
+    import torch
+
+    tokenizer = AutoTokenizer.from_pretrained(bert)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        **SIZE,
+        type_vocab_size=2,
+        max_position_embeddings=258,
+        initializer_range=SPREAD,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    _save(RobertaModel(config, add_pooling_layer=False), tokenizer, folder)
+
+
+def write_gpt2(folder: Path, llama: Path) -> None:
+    """A GPT-2: its trunk is called `transformer`, as that of T5's classifiers is."""
+    import torch
+
+    tokenizer = AutoTokenizer.from_pretrained(llama)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=256,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=SPREAD,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    _save(GPT2LMHeadModel(config), tokenizer, folder)
+
+
+def write_bart(folder: Path, t5: Path) -> None:
+    """A BART: an encoder-decoder whose trunk stands under a name, as T5's does not."""
+    import torch
+
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=256,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        init_std=SPREAD,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.eos_token_id,
+        forced_eos_token_id=None,
+    )
+    _save(BartForConditionalGeneration(config), tokenizer, folder)
 
 
 def _only_endoftext(llama: Path):

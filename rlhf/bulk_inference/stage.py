@@ -39,7 +39,7 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
     Raises:
         ConfigError: The shard does not exist, vLLM is asked for and cannot be had, or what is kept in
             `checkpoint_dir` belongs to another run.
-        DataError: The prompts cannot be read, or there are none.
+        DataError: The prompts cannot be read, there are none, or one leaves no room for a completion.
         ModelError: The model cannot be loaded, cannot generate, was made with another template, or takes more memory
             than there is for a single prompt.
         Stopped: SIGTERM came before all was generated.
@@ -84,6 +84,8 @@ def run(config: BulkInferenceConfig, *, prompts: str, model: str, predictions: s
         }
         ids = {id_: policy.encode_prompt(text) for id_, (text, _) in fitted.items()}
         length = template.target_sequence_length
+        for id_, prompt in ids.items():
+            policy.require_room(id_, prompt, length)
         draws = draws_of([(work[place][0]["id"], work[place][1]) for place in left], length, config.seed)
         waiting: dict[int, Line] = {}
         kept = started = time.monotonic()

@@ -33,6 +33,7 @@ _CONTROL_SHAPE = re.compile(r"<(?!/?think>)[^<>\s]{1,80}>|\[/?[A-Z0-9_]{2,40}\]"
 _MARKED = re.compile(f"{MARK_START}(.*?){MARK_END}", re.DOTALL)
 _MARKS = str.maketrans("", "", MARK_START + MARK_END)
 _PROBE = "\u2063probe\u2063"  # stands in no template
+_HELLO = {"role": "user", "content": "Hello."}
 
 
 def render_messages(
@@ -75,6 +76,12 @@ def before_completion(chat_template: str, special_tokens: Mapping[str, str]) -> 
     None where it cannot be told: an assistant's message is laid out otherwise than the generation prompt.
     """
     return _before_completion(chat_template, tuple(special_tokens.items()))
+
+
+def after_completion(chat_template: str, special_tokens: Mapping[str, str]) -> str:
+    """What the template puts behind what an assistant said; empty where it cannot be told."""
+    whole = _exchange(chat_template, tuple(special_tokens.items()))
+    return whole.rpartition(_PROBE)[2] if _PROBE in whole else ""
 
 
 def is_control_shaped(token: str) -> bool:
@@ -126,7 +133,7 @@ def _control_pattern(control_tokens: tuple[str, ...]) -> re.Pattern:
 
 @lru_cache(maxsize=8)
 def _takes_system_message(chat_template: str, special_tokens: tuple[tuple[str, str], ...]) -> bool:
-    messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "Hello."}]
+    messages = [{"role": "system", "content": _PROBE}, _HELLO]
     try:
         return _PROBE in render_messages(chat_template, dict(special_tokens), messages)
     except ValueError:
@@ -135,14 +142,23 @@ def _takes_system_message(chat_template: str, special_tokens: tuple[tuple[str, s
 
 @lru_cache(maxsize=8)
 def _before_completion(chat_template: str, special_tokens: tuple[tuple[str, str], ...]) -> str | None:
-    user, reply = {"role": "user", "content": "Hello."}, {"role": "assistant", "content": _PROBE}
+    whole = _exchange(chat_template, special_tokens)
     try:
-        prompt = render_messages(chat_template, dict(special_tokens), [user])
-        whole = render_messages(chat_template, dict(special_tokens), [user, reply], add_generation_prompt=False)
+        prompt = render_messages(chat_template, dict(special_tokens), [_HELLO])
     except ValueError:
         return None
     between, found, _ = whole.removeprefix(prompt).partition(_PROBE)
     return between if whole.startswith(prompt) and found and not between.strip() else None
+
+
+@lru_cache(maxsize=8)
+def _exchange(chat_template: str, special_tokens: tuple[tuple[str, str], ...]) -> str:
+    """A question and its answer, `_PROBE`; empty where the template refuses them."""
+    reply = {"role": "assistant", "content": _PROBE}
+    try:
+        return render_messages(chat_template, dict(special_tokens), [_HELLO, reply], add_generation_prompt=False)
+    except ValueError:
+        return ""
 
 
 class _Generation(Extension):

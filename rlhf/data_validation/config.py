@@ -38,7 +38,9 @@ class DataValidationConfig(StageConfig):
         "uses, if any.",
     )
     chat_template: Literal["none", "model"] = Field(
-        "none", description="How prompts and conversations are rendered: plain text, or the model's own chat template."
+        "none",
+        description="How prompts and conversations are rendered: plain text, or the model's own chat template. With it "
+        "an answer ends in what ends a turn there, such as Gemma's `<end_of_turn>`.",
     )
     prompt_sequence_length: int = Field(512, ge=1, description="Tokens of a prompt with instruction and suffix.")
     target_sequence_length: int = Field(64, ge=1, description="Tokens of a completion.")

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Tokenizer
 
 from rlhf.data.chat import without_marks
+from rlhf.data.file_systems import file_system
 from rlhf.data.store import MESSAGES
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
@@ -113,7 +113,7 @@ def read_model_file(reference: str, name: str) -> bytes:
         FileNotFoundError, EntryNotFoundError: It has none of that name; and what file systems and the Hub raise.
     """
     if "://" in reference and not reference.startswith(("hf://", "file://")):
-        fs, folder = fsspec.core.url_to_fs(reference)
+        fs, folder = file_system(reference)
         return fs.cat_file(f"{folder.rstrip('/')}/{name}")
     model = references.resolve(reference)
     folder = Path(model)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -29,6 +30,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from rlhf.data.chat import after_completion, is_control_shaped
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.models import relative_positions
@@ -140,23 +142,49 @@ def load_config(path: str, **changes: Any) -> PretrainedConfig:
     return _load(AutoConfig, path, **changes)
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer whose padding token is not its end-of-sequence token.
+def load_tokenizer(path: str, template: Template | None = None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer whose end-of-sequence token ends an answer, and whose padding token is another.
 
     A model trained with pad = EOS never sees EOS in its loss and never learns to stop. Where the tokenizer has no
     padding token of its own, its unknown token stands in (padding is masked everywhere), or a special token that its
     vocabulary has spare, such as Llama 3's `<|reserved_special_token_0|>`; else `<pad>` is added, and embeddings grow.
 
+    Args:
+        template: Where it is the model's own chat template, what ends a turn there is the end of sequence: Gemma's is
+            `<end_of_turn>`, and its tokenizer names another.
+
     Raises:
-        ModelError: There is no tokenizer at `path`, or it has no end-of-sequence token to stop at.
+        ModelError: There is no tokenizer at `path`.
     """
     tokenizer = _load(AutoTokenizer, path)
+    if template is not None and template.chat_template and template.chat_template == tokenizer.chat_template:
+        tokenizer.eos_token = _turn_end(tokenizer, template) or tokenizer.eos_token
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id != tokenizer.eos_token_id:
             tokenizer.pad_token = tokenizer.unk_token
         else:
             tokenizer.add_special_tokens({"pad_token": _spare_token(tokenizer) or "<pad>"})
     return tokenizer
+
+
+def require_end(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Raises ModelError: the tokenizer has no end-of-sequence token, by which a model says that it is done."""
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"model {path!r}: its tokenizer has no end-of-sequence token, which completions end in; name one in its "
+            "tokenizer_config.json (eos_token), or take a model that was trained with one"
+        )
+
+
+def _turn_end(tokenizer: PreTrainedTokenizerBase, template: Template) -> str | None:
+    """The control token that the chat template puts behind an answer."""
+    behind = after_completion(template.chat_template, template.special_tokens).lstrip()
+    tokens = [
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if behind.startswith(token.content) and (token.special or is_control_shaped(token.content))
+    ]
+    return max(tokens, key=len, default=None)
 
 
 def _spare_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -319,7 +347,9 @@ def _load(auto: Any, path: str, **options: Any) -> Any:
         options["use_safetensors"] = True
     try:
         return auto.from_pretrained(path, trust_remote_code=False, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"model {path!r}: {auto.__name__} cannot load it ({reason})") from error
 

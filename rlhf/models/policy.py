@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from rlhf.data.template import Template
+from rlhf.errors import DataError
 from rlhf.models import adapting
 from rlhf.models.batching import by_length
 from rlhf.models.card import ModelCard
@@ -28,6 +29,7 @@ from rlhf.models.loading import (
     load_tokenizer,
     positions_of,
     require_chat_template,
+    require_end,
 )
 from rlhf.training.config import TrainerConfig
 
@@ -52,8 +54,9 @@ class Policy:
         self.eos = tokenizer.eos_token_id
         self.pad = tokenizer.pad_token_id
         vocabulary = model.get_output_embeddings().weight.shape[0]
-        forbidden = {i for i in tokenizer.all_special_ids if i != self.eos} | set(range(len(tokenizer), vocabulary))
-        self.forbidden = sorted(i for i in forbidden if i < vocabulary)
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        special |= {*tokenizer.all_special_ids, *range(len(tokenizer), vocabulary)}
+        self.forbidden = sorted(i for i in special if i < vocabulary and i != self.eos)
         self.positions = positions_of(model)
         self._forbidden: torch.Tensor | None = None
 
@@ -77,7 +80,7 @@ class Policy:
             ModelError: There is no model, it cannot generate, or weights of it are lost.
         """
         source = _policy_at(folder)
-        tokenizer = load_tokenizer(source.tokenizer)
+        tokenizer = _tokenizer_of(source, template)
         load_base = _base_loader(source, tokenizer, torch.float32 if source.adapter else dtype)
         model = adapting.load(source, load_base, merged)
         if merged and source.adapter:
@@ -94,7 +97,7 @@ class Policy:
             ModelError: As in `load`, as far as there are no weights in it.
         """
         source = _policy_at(folder)
-        tokenizer = load_tokenizer(source.tokenizer)
+        tokenizer = _tokenizer_of(source, template)
         return cls(empty_generator(source.weights), tokenizer, source.card, template)
 
     @classmethod
@@ -108,8 +111,7 @@ class Policy:
         source = _policy_at(folder)
         if source.card is not None:
             source.card.require_template(template, folder)
-        tokenizer = load_tokenizer(source.tokenizer)
-        require_chat_template(tokenizer, template, folder)
+        tokenizer = _tokenizer_of(source, template)
         load_base = _base_loader(source, tokenizer)
         is_seq2seq = kind_of(load_config(source.weights)) is Kind.SEQ2SEQ
         task = "SEQ_2_SEQ_LM" if is_seq2seq else "CAUSAL_LM"
@@ -142,6 +144,19 @@ class Policy:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def require_room(self, row_id: str, prompt: Sequence[int], response_length: int) -> None:
+        """Raises DataError: a row's prompt is empty, or leaves no room for a completion of that many tokens."""
+        if self.kind is Kind.CAUSAL:
+            room = self.positions - response_length
+        else:  # its decoder counts positions of its own
+            room = self.positions if response_length <= self.positions else 0
+        if not 1 <= len(prompt) <= room:
+            raise DataError(
+                f"prompts: row {row_id!r} has {len(prompt)} tokens, expected 1 to {room}: the policy has "
+                f"{self.positions} positions and a completion takes {response_length}; lower prompt_sequence_length "
+                "or target_sequence_length, or take a model with more positions"
+            )
 
     def longest(self, response_length: int) -> int:
         """Tokens of a prompt and its completion, at most: what an engine's cache has to hold."""
@@ -231,6 +246,14 @@ def _policy_at(folder: str | Path) -> Source:
     if source.card is not None:
         source.card.require_kind("policy", folder)
     return source
+
+
+def _tokenizer_of(source: Source, template: Template | None) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(source.tokenizer, template)
+    require_end(tokenizer, source.tokenizer)
+    if template is not None:
+        require_chat_template(tokenizer, template, source.reference)
+    return tokenizer
 
 
 def _base_loader(

@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ModelError
 from rlhf.models.card import FILE_NAME
 
@@ -46,7 +46,8 @@ def resolve(reference: str) -> str:
 
     Args:
         reference: A Hugging Face id, local folder, hf://owner/name, URI of a folder (gs://, s3:// ...: downloaded
-            once to `$HF_HOME/rlhf`, without pickles), or a short name of the old pipeline.
+            once to `$HF_HOME/rlhf`, without pickles), or a short name of the old pipeline. A stage's artifact on the
+            Hub is downloaded to the Hub's cache.
 
     Returns:
         A local folder, or a Hugging Face id.
@@ -55,7 +56,9 @@ def resolve(reference: str) -> str:
         ModelError: The reference has no meaning, or cannot be downloaded.
     """
     reference = _expand(reference, "model reference")
-    return _download(reference) if _URI.match(reference) else reference
+    if _URI.match(reference):
+        return _download(reference)
+    return reference if _is_local(reference) else _artifact_on_the_hub(reference) or reference
 
 
 def check(reference: str, parameter: str) -> None:
@@ -69,7 +72,7 @@ def check(reference: str, parameter: str) -> None:
         ModelError: One line saying that the model is missing, gated, unreachable, or only has pickle weights.
     """
     expanded = _expand(reference, parameter)
-    label = f"{parameter} {reference!r}" + (f" ({expanded})" if expanded != reference else "")
+    label = redacted(f"{parameter} {reference!r}" + (f" ({expanded})" if expanded != reference else ""))
     if _URI.match(expanded):
         fs, folder = _filesystem(expanded, label)
         names = [name.rsplit("/", 1)[-1] for name in _remotely(label, fs.ls, folder, detail=False)]
@@ -171,10 +174,8 @@ def _check_hub(model_id: str, label: str) -> None:
 
 
 def _filesystem(uri: str, label: str) -> tuple[Any, str]:
-    import fsspec
-
     try:
-        fs, folder = fsspec.core.url_to_fs(uri)
+        fs, folder = file_system(uri)
     except ImportError as error:
         raise ModelError(f"{label}: {_one_line(error)}") from error
     except ValueError as error:
@@ -188,14 +189,18 @@ def _remotely(label: str, call: Any, *args: Any, **options: Any) -> Any:
     except FileNotFoundError as error:
         raise ModelError(f"{label}: nothing there, expected a Hugging Face model folder") from error
     except Exception as error:  # each file system's client has exceptions of its own
-        raise ModelError(f"{label}: cannot be read ({type(error).__name__}: {_one_line(error)})") from error
+        raise ModelError(f"{label}: cannot be read ({type(error).__name__}: {redacted(_one_line(error))})") from error
 
 
 def _download(uri: str) -> str:
-    """Copy a remote model folder to the cache, or find it there; another state of the folder is another copy."""
+    """Copy a remote model folder to the cache, or find it there; another state of the folder is another copy.
+
+    Of several processes one copies, and the others wait.
+    """
+    from filelock import FileLock
     from huggingface_hub import constants
 
-    label = f"model reference {uri!r}"
+    label = redacted(f"model reference {uri!r}")
     fs, folder = _filesystem(uri, label)
     files = _remotely(label, fs.find, folder, detail=True)
     wanted = {name: info for name, info in sorted(files.items()) if not name.endswith(_NOT_NEEDED)}
@@ -203,18 +208,29 @@ def _download(uri: str) -> str:
     marks = ("size", "ETag", "etag", "md5Hash", "mtime")
     state = [[name, *(str(info.get(mark)) for mark in marks)] for name, info in wanted.items()]
     target = Path(constants.HF_HOME) / "rlhf" / hashlib.sha256(json.dumps([uri, state]).encode()).hexdigest()[:16]
-    if target.is_dir():
-        return str(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
-        copy = Path(unfinished) / "model"
-        for name in wanted:
-            local = copy / name[len(folder) :].lstrip("/")
-            local.parent.mkdir(parents=True, exist_ok=True)
-            _remotely(label, fs.get_file, name, str(local))
+    with FileLock(f"{target}.lock"):
         if not target.is_dir():
-            shutil.move(copy, target)
+            with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
+                copy = Path(unfinished) / "model"
+                for name in wanted:
+                    local = copy / name[len(folder) :].lstrip("/")
+                    local.parent.mkdir(parents=True, exist_ok=True)
+                    _remotely(label, fs.get_file, name, str(local))
+                copy.rename(target)
     return str(target)
+
+
+def _artifact_on_the_hub(model_id: str) -> str | None:
+    """Folder of a Model artifact that was uploaded; None for any other model, and where the Hub cannot be asked."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        hf_hub_download(model_id, FILE_NAME)
+    except (EntryNotFoundError, OSError):  # whoever loads the model says what is wrong with it
+        return None
+    return snapshot_download(model_id, ignore_patterns=[f"*{ending}" for ending in _NOT_NEEDED])
 
 
 def _one_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ from rlhf.models.loading import (
     load_tokenizer,
     positions_of,
     require_chat_template,
+    require_end,
     score_heads,
 )
 from rlhf.models.sparing import LastLayer
@@ -78,7 +79,7 @@ class RewardModel:
         source = Source.of(folder)
         if source.card is not None:
             source.card.require_kind("reward_model", folder)
-        tokenizer = load_tokenizer(source.tokenizer)
+        tokenizer = _tokenizer_of(source, template)
         model = adapting.load(source, partial(load_classifier, source.weights, tokenizer), merged)
         return cls(model, tokenizer, source.card, template)
 
@@ -105,7 +106,7 @@ class RewardModel:
             model = AutoModelForSequenceClassification.from_config(load_config(source.weights, num_labels=1))
         if kind_of(model.config) is Kind.SEQ2SEQ:
             for name in ("shared", "encoder", "decoder"):
-                setattr(model.base_model, name, getattr(trunk, name))
+                setattr(model.base_model, name, getattr(trunk.base_model, name))
         else:
             setattr(model, model.base_model_prefix, trunk.base_model)
         rest = tuning.place_beside(policy, tuning.REWARD, source.adapter)
@@ -117,7 +118,7 @@ class RewardModel:
             raise ModelError(
                 f"reward model {str(folder)!r}: its adapter holds no {lacking[0]}, which its base lacks too"
             )
-        tokenizer = load_tokenizer(source.tokenizer)
+        tokenizer = _tokenizer_of(source, template)
         model.config.pad_token_id = tokenizer.pad_token_id
         shared = cls(model.eval(), tokenizer, source.card, template)
         shared._active = partial(tuning.using_adapter, policy, tuning.REWARD)
@@ -137,9 +138,7 @@ class RewardModel:
         source = Source.of(folder)
         if source.card is not None:
             source.card.require_template(template, folder)
-        tokenizer = load_tokenizer(source.tokenizer)
-        if kind_of(load_config(source.weights)) is Kind.CAUSAL:  # the others read prompts without control tokens
-            require_chat_template(tokenizer, template, folder)
+        tokenizer = _tokenizer_of(source, template)
         load_base = partial(load_classifier, source.weights, tokenizer)
         trainee = adapting.prepare(source, config, load_base, "SEQ_CLS", score_heads, dropout=False)
         for name, module in trainee.model.named_modules():
@@ -261,6 +260,15 @@ class RewardModel:
             inputs.pop("attention_mask", None)
         with self._active():
             return (model or self.model)(**inputs).logits[:, 0].float()
+
+
+def _tokenizer_of(source: Source, template: Template | None) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(source.tokenizer, template)
+    if kind_of(load_config(source.weights)) is Kind.CAUSAL:
+        require_end(tokenizer, source.tokenizer)
+        if template is not None:  # other kinds read prompts without control tokens
+            require_chat_template(tokenizer, template, source.reference)
+    return tokenizer
 
 
 def _in_float32(head: nn.Linear, states: torch.Tensor) -> torch.Tensor:

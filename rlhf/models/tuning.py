@@ -92,9 +92,8 @@ def add_adapter(model: PreTrainedModel, task: str, lora: Lora, train_whole: Sequ
         lora_alpha=lora.scaled_alpha,
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules or "all-linear",
-        exclude_modules=list(train_whole) or None,
-        modules_to_save=list(train_whole) or None,
     )
+    _train_whole(config, model, task, train_whole)
     return _adapted(model, config)
 
 
@@ -116,18 +115,19 @@ def continue_adapter(
     """
     config = PeftConfig.from_pretrained(folder)
     config.inference_mode, config.task_type = False, task
-    config.modules_to_save = list(train_whole) or None
-    config.exclude_modules = list(train_whole) or None
+    saved_whole = _train_whole(config, model, task, train_whole)
     adapted = _adapted(model, config)
     state = adapted.state_dict()
     there = {name for name in state if ".lora_" in name}
-    places, whole = {}, {}
+    places, whole, came = {}, {}, set()
     for name, value in _tensors(folder).items():
         if ".lora_" not in name:
-            stem, _, kind = name.rpartition(".")
-            place = f"{stem}.modules_to_save.default.{kind}"
+            inner = name.removeprefix("base_model.model.")
+            module = next((module for module in saved_whole if inner.startswith(f"{module}.")), "")
+            place = f"base_model.model.{module}.modules_to_save.default.{inner.removeprefix(f'{module}.')}"
             if place in state and state[place].shape == value.shape:
                 whole[place] = value
+                came |= {module for module in train_whole if inner.startswith(f"{module}.")}
             continue
         stem, _, kind = name.rpartition(".")
         # Classifiers of encoder-decoders keep the trunk one level down.
@@ -140,8 +140,7 @@ def continue_adapter(
     with torch.no_grad():
         for place, value in (places | whole).items():
             state[place].copy_(value)
-    came = [name for name in train_whole if any(f".{name}.modules_to_save." in place for place in whole)]
-    return adapted, came
+    return adapted, sorted(came)
 
 
 def save_adapter(model: PeftModel, folder: str | Path, base: str) -> None:
@@ -218,12 +217,14 @@ def place_beside(model: PeftModel, name: str, folder: str | Path) -> dict[str, t
     rest, missing = {}, set(places)
     with torch.no_grad():
         for saved, value in _tensors(folder).items():
-            stem, _, kind = saved.rpartition(".")
-            # Classifiers of encoder-decoders keep the trunk one level down.
-            place = f"{stem}.{name}.{kind}".replace("base_model.model.transformer.", "base_model.model.", 1)
             if ".lora_" not in saved:
                 rest[saved.removeprefix("base_model.model.")] = value
-            elif place in places and places[place].shape == value.shape:
+                continue
+            stem, _, kind = saved.rpartition(".")
+            place = f"{stem}.{name}.{kind}"
+            if place not in places:  # classifiers of T5 keep the trunk one level down
+                place = place.replace("base_model.model.transformer.", "base_model.model.", 1)
+            if place in places and places[place].shape == value.shape:
                 places[place].copy_(value)
                 missing.discard(place)
             else:
@@ -286,6 +287,23 @@ def is_in_4_bits(model: PeftModel) -> bool:
 def base_of(model: PeftModel) -> tuple[str, bool]:
     """Where the base model was loaded from, and whether it is held in 4 bits."""
     return model.get_base_model().name_or_path, is_in_4_bits(model)
+
+
+def _train_whole(config: PeftConfig, model: PreTrainedModel, task: str, names: Sequence[str]) -> list[str]:
+    """Have modules trained and saved in full, and no adapter within them.
+
+    PEFT does so with a sequence classifier's `classifier` or `score` of itself: one that has layers, as RoBERTa's, is
+    then one module, for what is saved in parts within it cannot be loaded.
+
+    Returns:
+        Names of the modules that are saved.
+    """
+    own = ("classifier", "score") if task == "SEQ_CLS" else ()
+    whole = sorted({top if (top := name.partition(".")[0]) in own else name for name in names})
+    config.modules_to_save = whole or None
+    within = [n for n, _ in model.named_modules() if any(n == each or n.startswith(f"{each}.") for each in whole)]
+    config.exclude_modules = within or None
+    return whole
 
 
 def _adapted(model: PreTrainedModel, config: LoraConfig) -> PeftModel:

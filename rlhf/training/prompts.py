@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.errors import DataError
 from rlhf.training.held_out import hold_out
 
 HELD_OUT_FRACTION = 0.1  # of the prompts, at most
@@ -27,23 +26,11 @@ def read_prompts(rows: Sequence[dict[str, Any]], template: Any, policy: Any) -> 
     Raises:
         DataError: One is empty, or leaves no room for a completion within the model's positions.
     """
-    from rlhf.models.loading import Kind
-
     ready, cuts = [], 0
-    said = template.target_sequence_length
-    if policy.kind is Kind.CAUSAL:
-        room = policy.positions - said
-    else:  # its decoder counts positions of its own
-        room = policy.positions if said <= policy.positions else 0
     for row in rows:
         text, cut = template.fit(row["prompt"], policy.count_tokens, row.get("messages"))
         ids = policy.encode_prompt(text)
-        if not 1 <= len(ids) <= room:
-            raise DataError(
-                f"prompts: row {row['id']!r} has {len(ids)} tokens, expected 1 to {room}: the policy has "
-                f"{policy.positions} positions and a completion takes {template.target_sequence_length}; lower "
-                "prompt_sequence_length or target_sequence_length, or take a model with more positions"
-            )
+        policy.require_room(row["id"], ids, template.target_sequence_length)
         cuts += cut
         ready.append(Prompt(row["id"], text, ids, row["prompt"], row.get("reference")))
     return ready, cuts / len(rows)

@@ -93,7 +93,7 @@ def test_a_name_for_a_model_that_is_published_is_used(pipeline):
 
 
 def test_an_exponent_without_a_point_is_a_number(tmp_path):
-    """PyYAML alone reads 3e-4 as text, which no user means."""
+    """PyYAML alone reads 3e-4 as text, which no user means, and json.dumps writes 1e-05 so."""
     values = read(file(tmp_path, "kl_coeff: 1e-1\nppo: {learning_rate: 3e-4, note: 3e}\n"))
     assert values == {"kl_coeff": 0.1, "ppo": {"learning_rate": 3e-4, "note": "3e"}}
 

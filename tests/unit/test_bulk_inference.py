@@ -48,6 +48,15 @@ def test_every_prompt_is_answered_once_in_order(prompts, policy_folder):
     assert not list(prompts.parent.glob("*.parts")), "what was kept for a restart is gone"
 
 
+def test_a_prompt_that_leaves_no_room_for_its_answer_is_named(prompts, llama_folder, tmp_path):
+    positions = Policy.load(llama_folder).positions
+    long = Template(suffix="TL;DR:", prompt_sequence_length=2 * positions, target_sequence_length=12)
+    rows = [{"id": f"row-{i}", "prompt": "My brother. " * i * positions, "reference": None} for i in (0, 1)]
+    write_dataset(tmp_path / "long", "prompts", rows, long)
+    with pytest.raises(DataError, match=f"row 'row-1' has .* tokens, expected 1 to {positions - 12}"):
+        answers(tmp_path / "long", llama_folder)
+
+
 def test_greedy_answers_are_the_models_own(prompts, policy_folder):
     lines = answers(prompts, policy_folder, temperature=0.0)
     policy = Policy.load(policy_folder, TEMPLATE)

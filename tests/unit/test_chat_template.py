@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from rlhf.data.chat import MARK_END, MARK_START, mark, marked_ranges, without_marks
+from rlhf.data.chat import MARK_END, MARK_START, after_completion, mark, marked_ranges, without_marks
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 from tests.chat import GEMMA, LLAMA_2, LLAMA_3, SPECIAL, TEMPLATES, chat, said
@@ -180,3 +180,20 @@ def test_a_model_that_does_not_know_the_chats_marks_reads_text_without_them():
         "system\nYou are a helpful assistant.\nuser\nHi?\nassistant"
     )
     assert Template().without_control_tokens("<s> ") == "<s> "
+
+
+@pytest.mark.parametrize(
+    ("name", "behind"),
+    [
+        ("chatml", "<|im_end|>\n"),
+        ("llama-2", " </s>"),
+        ("llama-3", "<|eot_id|>"),
+        ("gemma", "<end_of_turn>\n"),
+    ],
+)
+def test_what_stands_behind_an_answer_is_found(name, behind):
+    assert after_completion(TEMPLATES[name], SPECIAL) == behind
+
+
+def test_of_a_template_that_refuses_an_exchange_nothing_is_known():
+    assert after_completion("{{ raise_exception('never') }}", SPECIAL) == ""

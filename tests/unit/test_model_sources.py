@@ -9,6 +9,7 @@ from rlhf.models.card import ModelCard
 from rlhf.models.loading import Source
 from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
+from rlhf.reward_trainer.config import RewardTrainerConfig
 from rlhf.sft_trainer.config import SFTTrainerConfig
 from tests.models import untrained_reward_model
 
@@ -53,3 +54,30 @@ def test_a_reward_model_at_a_uri_keeps_what_its_card_says(bucket, llama_folder, 
     assert Source.of("memory://models/reward").fingerprint == Source.of(tmp_path / "reward").fingerprint
     with pytest.raises(ModelError, match="reward_model"):
         Policy.load("memory://models/reward")
+
+
+def test_a_reward_model_on_the_hub_keeps_what_its_card_says(monkeypatch, llama_folder, tmp_path):
+    card = ModelCard(kind="reward_model", base=str(llama_folder), template_digest="abc", score_shift=2.5)
+    repository = tmp_path / "hub/models--org--reward"
+    untrained_reward_model(llama_folder).save(repository / "snapshots/abc", card)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for reference in ("org/reward", "hf://org/reward"):
+        found = RewardModel.load(reference)
+        assert (found.card, found.shift) == (card, 2.5)
+
+
+def test_an_adapted_score_head_of_two_layers_is_trained_further(roberta_folder, tmp_path):
+    config = RewardTrainerConfig(tuning="lora")
+    model, trainee = RewardModel.to_train(roberta_folder, Template(), config)
+    for parameter in model.model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1
+    card = ModelCard(kind="reward_model", base=trainee.base, template_digest=Template().digest)
+    model.save(tmp_path / "reward", card)
+    further, trainee = RewardModel.to_train(tmp_path / "reward", Template(), config)
+    assert not trainee.new_modules
+    expected = model.score(*zip(*TEXTS, strict=True))
+    assert further.score(*zip(*TEXTS, strict=True)) == pytest.approx(expected, abs=1e-5)

@@ -10,6 +10,7 @@ from rlhf.models.scoring import RewardModel
 from rlhf.ppo.learner import Learner
 from rlhf.ppo.networks import Networks
 from rlhf.reward_trainer.config import RewardTrainerConfig
+from tests.models import write_bart, write_gpt2
 from tests.ppo import LetterReward, config_of, episodes_of, policy_of, prompts_of, run_of, some_rewards
 
 LORA = {"tuning": "lora", "lora": "rank-4"}
@@ -84,6 +85,17 @@ def test_a_reward_model_beside_the_policy_scores_as_it_does_alone(policy_folder,
     answers = [" my brother", " my boss broke my bike", ""] * 4
     beside = RewardModel.beside(policy.model, reward_folder, Template()).score(texts, answers)
     assert beside == pytest.approx(RewardModel.load(reward_folder, Template()).score(texts, answers), abs=1e-5)
+
+
+@pytest.mark.parametrize(("write", "tokenizer"), [(write_gpt2, "llama"), (write_bart, "t5")])
+def test_it_does_so_whatever_the_trunk_is_called(write, tokenizer, request, tmp_path):
+    write(tmp_path / "base", request.getfixturevalue(f"{tokenizer}_folder"))
+    folder = adapted_reward_model(str(tmp_path / "base"), tmp_path / "reward")
+    policy, _ = Policy.to_train(str(tmp_path / "base"), Template(), config_of(**LORA))
+    texts, answers = ["Who sold it?", "And why?"] * 2, [" my brother", " my boss broke my bike", "", " so"]
+    beside = RewardModel.beside(policy.model, folder, Template()).score(texts, answers)
+    assert beside == pytest.approx(RewardModel.load(folder, Template()).score(texts, answers), abs=1e-5)
+    assert max(beside) - min(beside) > 1e-3
 
 
 def test_a_reward_model_on_another_base_is_not_put_there(llama_folder, bert_folder, tmp_path):

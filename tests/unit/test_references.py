@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -247,3 +248,36 @@ def test_a_model_of_another_template_is_refused_with_both_digests():
     with pytest.raises(ModelError, match=f"model: trained with prompt template {data.digest}.*{other.digest}"):
         card.require_template(other, "model")
     ModelCard(kind="base", base="b").require_template(other, "model")
+
+
+def test_of_several_processes_one_copies_a_model_and_the_others_wait(tmp_path):
+    model_folder(tmp_path / "store", WEIGHTS)
+    script = (
+        "import sys, time, fsspec\n"
+        "from fsspec.implementations.local import LocalFileSystem\n"
+        "from rlhf.models import references\n"
+        "class Slow(LocalFileSystem):\n"
+        "    protocol = 'slow'\n"
+        "    def get_file(self, *args, **options):\n"
+        "        print('copied', flush=True)\n"
+        "        time.sleep(0.3)\n"
+        "        return super().get_file(*args, **options)\n"
+        "    @classmethod\n"
+        "    def _strip_protocol(cls, path):\n"
+        "        return super()._strip_protocol(str(path).removeprefix('slow://'))\n"
+        "fsspec.register_implementation('slow', Slow)\n"
+        "print(references.resolve(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", script, f"slow://{tmp_path}/store"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0].split() for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert sum(words.count("copied") for words in said) == 2, "its two files, once"
+    assert len({words[-1] for words in said}) == 1
+
+
+def test_what_is_said_of_a_model_holds_no_secret_of_its_address():
+    with pytest.raises(ModelError, match=r"sig=…") as error:
+        references.check("memory://nothing/there?sig=s3cret", "large_model_reference")
+    assert "s3cret" not in str(error.value)

@@ -82,7 +82,7 @@ def test_a_machine_with_several_devices_gets_a_process_for_each(preferences, lla
         found[processes] = launch(
             "reward_trainer",
             stage.run,
-            RewardTrainerConfig(train_steps=6, batch_size=16, learning_rate=1e-3),
+            RewardTrainerConfig(train_steps=6, batch_size=16, learning_rate=2e-5),  # json.dumps writes 2e-05
             preferences=str(preferences),
             policy=str(llama_folder),
             **{name: str(out / file) for name, file in reward.OUTPUTS.items()},
@@ -156,7 +156,7 @@ TUNINGS = {
 }
 
 
-@pytest.mark.parametrize("base", ["llama", "pythia", "qwen", "bert", "deberta", "t5"])
+@pytest.mark.parametrize("base", ["llama", "pythia", "qwen", "bert", "roberta", "deberta", "t5"])
 def test_a_saved_model_scores_alike_in_another_process(base, request, preferences, tmp_path):
     folder = request.getfixturevalue(f"{base}_folder")
     for name, options in TUNINGS.items():
