@@ -34,6 +34,7 @@ PIPELINE ?= rlhf
 PLATFORM ?=
 WAIT ?= 1
 CACHE ?= 1
+PLAN ?= 1
 SUBMIT_OPTIONS = params=PARAMS registry=REGISTRY tag=TAG profile=PROFILE name=NAME pipeline-root=ROOT \
 	service-account=SERVICE_ACCOUNT follow=FOLLOW stop=STOP
 SUBMIT_OPTIONS_kubeflow = host=HOST namespace=NAMESPACE experiment=EXPERIMENT token-file=TOKEN_FILE \
@@ -110,7 +111,8 @@ submit: setup ## Submit to a cluster and follow: PLATFORM=kubeflow|vertex PARAMS
 	@test -n "$(PLATFORM)" || { echo "error: PLATFORM: none given, expected kubeflow or vertex"; exit 2; }
 	@$(BIN)/python -m pipelines.submit $(PLATFORM) --pipeline "$(PIPELINE)" \
 		$(foreach pair,$(SUBMIT_OPTIONS),$(call given,$(pair))) $(if $(filter 0,$(WAIT)),--no-wait) \
-		$(if $(filter 0,$(CACHE)),--no-cache) $(foreach pair,$(SUBMIT_OPTIONS_$(PLATFORM)),$(call given,$(pair))) \
+		$(if $(filter 0,$(CACHE)),--no-cache) $(if $(filter 0,$(PLAN)),--no-plan) \
+		$(foreach pair,$(SUBMIT_OPTIONS_$(PLATFORM)),$(call given,$(pair))) \
 		$(if $(NEW_EXPERIMENT),--new-experiment) $(foreach label,$(LABELS),--label "$(label)")
 
 # --option "value", of option=VARIABLE, where the variable is set

@@ -18,6 +18,8 @@ LOGS = Path("build/containers")
 
 # Stages without a model need no torch.
 LIGHT = frozenset({"data_validation"})
+# Stages that sample, which vLLM can do for them.
+SAMPLING = frozenset({"ppo_trainer", "grpo_trainer", "bulk_inference"})
 # Where the layers of the last build can be had by a machine that has none; see cloudbuild.yaml.
 CACHE_TAG = "cache"
 
@@ -69,7 +71,7 @@ def build(stage: str, name: str, given: argparse.Namespace) -> None:
         "BASE_IMAGE": given.base_image,
         "TORCH_INDEX": given.torch_index,
     }
-    if given.vllm and stage == "bulk_inference":
+    if given.vllm and stage in SAMPLING:
         arguments |= {"DEPENDENCIES": "vllm", "VLLM": given.vllm}
     options = ["--network", given.network] if given.network else []
     if given.cache:
@@ -232,7 +234,7 @@ def _arguments() -> argparse.Namespace:
         "--torch", default="cuda", choices=("cpu", "cuda"), help="build of torch (default: %(default)s)"
     )
     parser.add_argument("--torch-index", default="", help="a package index that has the CPU build")
-    parser.add_argument("--vllm", default="", help="version of vLLM for the inference image (default: none)")
+    parser.add_argument("--vllm", default="", help="version of vLLM for images that sample (default: none)")
     parser.add_argument("--network", default="", help="of what installs packages, as `docker build --network`")
     parser.add_argument("--tests", default="tests/unit", help="what `test` runs (default: %(default)s)")
     parser.add_argument("--cache", action="store_true", help="take layers from, and leave them in, the registry")

@@ -17,7 +17,8 @@ What `data_validation` reads, what it writes, and what it does with rows that it
 `preference_dataset`, `prompt_dataset`, `eval_dataset` and `demonstration_dataset` take paths, globs, and URIs of
 `gs://`, `s3://`, `hf://` and `https://`, several separated by commas: `.jsonl`, `.json` and `.parquet`, each also
 packed as `.gz`. Credentials come from where each store's own tools take them; another endpoint of S3 from
-`AWS_ENDPOINT_URL`, of GCS from `STORAGE_EMULATOR_HOST`, of the Hugging Face Hub from `HF_ENDPOINT`.
+`AWS_ENDPOINT_URL`, of GCS from `STORAGE_EMULATOR_HOST`, of the Hugging Face Hub from `HF_ENDPOINT`. Links are
+followed, but `**` goes into no folder that is a link.
 
 A file that is HTML, a git-LFS pointer, UTF-16, not UTF-8, cut off within a row, damaged or empty ends the run with
 its name, the line and the cause. A byte order mark, CRLF, blank lines, a missing line break at the end and a JSON
@@ -32,7 +33,8 @@ both.
 QUARANTINE = """
 A preference of any shape may have a `margin` beside its other fields: by how much the chosen candidate is better, zero
 or more, as TRL's RewardTrainer takes it. A row of `prompt`, `chosen` and `rejected` serves as a demonstration, too: of
-its chosen text.
+its chosen text. Where `label` is true or false beside a `completion`, as TRL's KTOTrainer takes it, a completion
+labelled false is no demonstration and no reference.
 
 ## Quarantine
 

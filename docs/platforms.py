@@ -45,7 +45,8 @@ byte.
 - PPO tuned in full holds the reference and the reward model beside the policy; adapters on one base share it.
 - Keys and values of rollouts, and batches of bulk inference, are cut to what is left where memory runs out; with
   sharding they cannot be, and `rollout_tokens` has to fit.
-- Bulk inference loads a model in float32 before it holds it in bfloat16.
+- Bulk inference holds a model in bfloat16 from the start; an adapter (`lora`) is merged into its base in float32
+  first.
 - Models are loaded in RAM first, once in each process, except in 4 bits: `memory` has to do for that, less `shm`.
 """
 

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from rlhf.data.file_systems import redacted
 from rlhf.errors import ConfigError
 
 
@@ -43,13 +44,12 @@ class StageConfig(BaseModel):
             ConfigError: One line naming each bad key, what was found, what was expected, and the valid names.
         """
         if not isinstance(options, dict):
-            raise ConfigError(
-                f"{where or cls.__name__}: found {options!r}, expected a mapping of option names to values"
-            )
+            found = redacted(repr(options))
+            raise ConfigError(f"{where or cls.__name__}: found {found}, expected a mapping of option names to values")
         try:
             return cls.model_validate(options)
         except ValidationError as error:
-            raise ConfigError("; ".join(cls._explain(e, where) for e in error.errors())) from error
+            raise ConfigError(redacted("; ".join(cls._explain(e, where) for e in error.errors()))) from error
 
     @classmethod
     def _explain(cls, error: Any, where: str) -> str:

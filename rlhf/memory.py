@@ -252,21 +252,21 @@ def grpo_trainer(job: Job, processes: int) -> Need | None:
 
 
 def bulk_inference(job: Job, processes: int) -> Need:
-    """Sampling from the tuned policy: loaded in float32, then held in the precision that it computes in."""
+    """Sampling from the tuned policy, in the precision that it computes in; an adapter is merged in float32 before."""
     policy, tuning = job.policy, job.ppo.tuning
-    if tuning == "qlora" and job.ppo.save != "merged":
+    is_adapter = tuning != "full" and job.ppo.save != "merged"
+    precision = FLOAT if job.inference.precision == "float32" else HALF
+    if tuning == "qlora" and is_adapter:
         weights = [Part("policy", _weights(policy, "qlora") + FLOAT * _adapter(job, job.ppo), counted=True)]
         cache = FLOAT * policy.cache_per_token
     else:
-        precision = FLOAT if job.inference.precision == "float32" else HALF
-        adapter = 0 if tuning == "full" else _adapter(job, job.ppo)
-        weights = [
-            Part("policy", precision * policy.parameters, "sampling", counted=True),
-            Part("policy as loaded", FLOAT * (policy.parameters + adapter), "loading", counted=True),
-        ]
+        weights = [Part("policy", precision * policy.parameters, "sampling", counted=True)]
+        if is_adapter:
+            merging = FLOAT * (policy.parameters + _adapter(job, job.ppo))
+            weights.append(Part("policy and adapter, merged", merging, "loading", counted=True))
         cache = precision * policy.cache_per_token
     parts = [*weights, *_sampling(job, job.inference.tokens_at_once, cache)]
-    return _on_machine(parts, policy, job.ppo, 1)
+    return _on_machine(parts, policy, job.ppo, 1, number=FLOAT if is_adapter else precision)
 
 
 def evaluator(job: Job, processes: int) -> Need | None:
@@ -317,15 +317,18 @@ def _trainer(size: Size, config: TrainerConfig, processes: int, tokens: int, len
     return _on_machine(parts, size, config, processes)
 
 
-def _on_machine(parts: list[Part], size: Size, config: TrainerConfig, processes: int, beside: float = 0) -> Need:
+def _on_machine(
+    parts: list[Part], size: Size, config: TrainerConfig, processes: int, beside: float = 0, number: int = FLOAT
+) -> Need:
     """
     Args:
         beside: Bytes of another model that is loaded after the first.
+        number: Bytes of each of its weights as it is loaded.
     """
     overhead = OVERHEAD + (EXCHANGE if processes > 1 else 0)
     whole = FLOAT * size.parameters
     # In 4 bits a model goes to the accelerator as it is read.
-    loaded = FLOAT * size.largest_layer if config.tuning == "qlora" else whole
+    loaded = FLOAT * size.largest_layer if config.tuning == "qlora" else number * size.parameters
     trained = whole if config.tuning == "full" else FLOAT * config.lora.rank * size.adapter_per_rank
     kept = (
         2 * 3 * trained if config.checkpoint_dir else 0

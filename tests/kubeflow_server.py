@@ -14,6 +14,12 @@ from tests.http_server import Answer, Request, Service
 
 API = "/apis/v2beta1"
 SESSION = "session-5f2c9d"
+# Nodes of a workflow that are no tasks of the pipeline, by the names that the server gives them.
+ARGO_NODES = [
+    *("rft-7k2mn", "root", "root-driver", "ppo-trainer-driver", "executor", "executor(0)", "executor(1)"),
+    *("for-loop-2", "for-loop-2-driver", "iteration-item", "iteration-iterations", "iteration-iterations(0:0)"),
+    *("condition-1", "condition-branches-1"),
+]
 USER, PASSWORD = "user@example.com", "correct horse"
 
 
@@ -27,7 +33,9 @@ class KubeflowServer(Service):
         self.runs: dict[str, dict] = {}
         self.states = ["SUCCEEDED"]
         """Of a run, one for each time that somebody looks; the last one stays."""
-        self.tasks: dict[str, str] = {}
+        self.tasks: dict[str, str | list[str]] = {}
+        """States, by name in the compiled file; of a task in a loop, one for each time round."""
+        self.version = "2.17.0"
 
     def answer(self, request: Request) -> Answer:
         if self.dex and not request.path.startswith(API):
@@ -38,7 +46,8 @@ class KubeflowServer(Service):
             return Answer(401, {"error": f"token {request.headers.get('Authorization')} not taken", "code": 16})
         match request.method, request.path.removeprefix(API).split("/")[1:]:
             case "GET", ["healthz"]:
-                return _as("V2beta1GetHealthzResponse", {"multi_user": self.multi_user})
+                # The server writes this one by hand: the schema has less.
+                return Answer(200, {"commit_sha": "1f2e", "tag_name": self.version, "multi_user": self.multi_user})
             case "GET", ["experiments"]:
                 return self._list_experiments(request)
             case "POST", ["experiments"]:
@@ -76,12 +85,20 @@ class KubeflowServer(Service):
 
     def _run(self, run: str) -> Answer:
         state = self.runs[run].get("state") or (self.states.pop(0) if len(self.states) > 1 else self.states[0])
-        details = [{"display_name": name, "state": of_task} for name, of_task in self.tasks.items()]
-        details += [{"display_name": "root-driver", "state": "SUCCEEDED"}]
+        details = [
+            {"display_name": name, "state": each}
+            for name, of_task in self.tasks.items()
+            for each in ([of_task] if isinstance(of_task, str) else of_task)
+        ]
+        details += [{"display_name": name, "state": "RUNNING"} for name in ARGO_NODES]
         failed = {"error": {"code": 13, "message": "ppo-trainer: out of memory"}} if state == "FAILED" else {}
         return _as(
             "V2beta1Run",
-            {"run_id": run, "display_name": "x", "state": state, "run_details": {"task_details": details}, **failed},
+            {
+                **{"run_id": run, "display_name": "x", "state": state, "run_details": {"task_details": details}},
+                **{name: value for name, value in self.runs[run].items() if name.startswith("pipeline_")},
+                **failed,
+            },
         )
 
     def _log_in(self, request: Request) -> Answer:

@@ -20,6 +20,7 @@ DNSName = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 DNSLabel = Annotated[str, Field(pattern=r"^$|^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")]  # RFC 1035, or not set
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SecretVersion = Annotated[str, Field(pattern=r"^projects/[^/\s]+/secrets/[^/\s]+/versions/[^/\s]+$")]
+_HYPERDISK_ONLY = "a3-ultragpu-"  # DiskSpec.bootDiskType of Vertex AI
 _UNITS = {"M": 10**6, "G": 10**9, "T": 10**12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -229,8 +230,10 @@ class Vertex(_Part):
 
     flex_start: bool = Field(False, description="Wait for machines to come free (Dynamic Workload Scheduler).")
     max_wait_hours: int = Field(24, ge=1, le=24 * 7, description="With flex_start: how long.")
-    disk_type: Literal["pd-ssd", "pd-standard", "pd-balanced", "hyperdisk-balanced"] = Field(
-        "pd-ssd", description="Of stages with accelerators; others have pd-ssd."
+    disk_type: Literal["pd-ssd", "pd-standard", "hyperdisk-balanced"] | None = Field(
+        None,
+        description="Of stages with accelerators; unset: hyperdisk-balanced on a3-ultragpu machines, which take no "
+        "other, and pd-ssd elsewhere. Stages without accelerators have pd-ssd.",
     )
     service_account: str = Field(
         "", pattern=r"^$|@", description="That stages run as; empty: the run's, SERVICE_ACCOUNT of `make submit`."
@@ -325,9 +328,14 @@ class Profile(_Part):
                 raise ValueError(f"stages.{stage}: device and shm are for Kubernetes")
             if self.platform == "vertex":
                 try:
-                    machine_type(resources, self.vertex.flex_start)
+                    machine = machine_type(resources, self.vertex.flex_start)
                 except ValueError as error:
                     raise ValueError(f"stages.{stage}: {error}") from error
+                if machine.startswith(_HYPERDISK_ONLY) and (self.vertex.disk_type or "").startswith("pd-"):
+                    raise ValueError(
+                        f"vertex.disk_type: found {self.vertex.disk_type!r}, expected 'hyperdisk-balanced', the only "
+                        f"one of {machine}, on which stages.{stage} runs; or leave it out"
+                    )
         if self.vertex.serving:
             try:
                 _ = self.vertex.serving.machine_type
@@ -347,6 +355,13 @@ class Profile(_Part):
         wrong = lacking(region, asked, self.vertex.serving.accelerator if self.vertex.serving else None)
         if wrong:
             raise ProfileError(f"{wrong}; if that has changed, name the region in the profile's vertex.more_regions")
+
+    def disk_type(self, stage: str) -> str:
+        """Vertex: of the boot disk that a stage's machine has."""
+        resources = self.stages[stage]
+        if machine_type(resources, self.vertex.flex_start).startswith(_HYPERDISK_ONLY):
+            return "hyperdisk-balanced"
+        return (resources.accelerator and self.vertex.disk_type) or "pd-ssd"
 
     def device(self, stage: str) -> str | None:
         """Name of the accelerator that a stage runs on; None without one, and where the profile does not say."""

@@ -89,7 +89,7 @@ def _custom_job(component: BaseComponent, profile: Profile, image: str) -> BaseC
         machine_type=machine_type(resources, settings.flex_start),
         accelerator_type=resources.accelerator or "",
         accelerator_count=resources.count,
-        boot_disk_type=settings.disk_type if resources.accelerator else "pd-ssd",
+        boot_disk_type=profile.disk_type(stage_of(component)),
         boot_disk_size_gb=max(100, ceil(size(resources.disk) / 10**9)),
         timeout=f"{resources.timeout_hours * 3600}s",
         # One that was taken away leaves others waiting for it.

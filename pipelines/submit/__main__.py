@@ -79,6 +79,8 @@ def _submit(given: argparse.Namespace) -> tuple[Platform, str]:
     pipeline = importlib.import_module(f"pipelines.{given.pipeline}").build(place)
     profile = _profile(given)
     arguments, said = check.parameters(given.params, pipeline, profile)
+    if given.plan:
+        said += check.fits(arguments, profile)
     name = given.name or f"{given.pipeline}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     check.dns_label(name, "name", letter_first=True)
     if given.platform == "kubeflow":
@@ -98,7 +100,7 @@ def _profile(given: argparse.Namespace) -> Profile:
 
 def _submit_to_kubeflow(given, arguments: dict[str, Any], name: str, said: list[str]) -> tuple[Platform, str]:
     platform = _connect(given)
-    _warn(said)
+    _warn([*said, *platform.warnings])
     with tempfile.TemporaryDirectory(prefix="submit-") as folder:
         run = platform.submit(
             _compiled(given, Path(folder)),
@@ -174,7 +176,7 @@ def _connect(given: argparse.Namespace) -> Any:
         token_file=given.token_file,
         dex_user=given.dex_user,
         password_file=given.password_file,
-        connector=given.dex_connector,
+        connector=given.dex_connector or "local",
         ca_file=given.ca_file,
     )
     return kubeflow.Kubeflow(host, logged_in, given.namespace, given.ca_file)
@@ -218,13 +220,18 @@ def _followed(platform: Platform, run: str, every: float) -> int:
     return 1
 
 
+# Options by which a run is found again; none of them is a secret.
+_TO_CONNECT = {
+    "kubeflow": ("host", "namespace", "token_file", "dex_user", "password_file", "dex_connector", "ca_file"),
+    "vertex": ("project", "location", "api_endpoint"),
+}
+
+
 def _how_to_go_on(given: argparse.Namespace, platform: Platform, run: str) -> str:
-    where = {
-        "kubeflow": {"HOST": given.__dict__.get("host"), "NAMESPACE": given.__dict__.get("namespace")},
-        "vertex": {"PROJECT": given.__dict__.get("project"), "LOCATION": given.__dict__.get("location")},
-    }[given.platform]
     command = f"make submit PLATFORM={given.platform}" + "".join(
-        f" {name}={shlex.quote(value)}" for name, value in where.items() if value
+        f" {name.upper()}={shlex.quote(value)}"
+        for name in _TO_CONNECT[given.platform]
+        if (value := getattr(given, name))
     )
     run = shlex.quote(run)
     return f"look: {platform.link(run)}\nfollow: {command} FOLLOW={run}\nstop: {command} STOP={run}"
@@ -248,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--name", help="of the run, a DNS label (default: the pipeline's and the time)")
     common.add_argument("--pipeline-root", help="URI of the folder for outputs")
     common.add_argument("--service-account", help="that the run's pods or jobs act as")
+    common.add_argument("--no-plan", dest="plan", action="store_false", help="do not see whether the models fit")
     common.add_argument("--no-cache", dest="cache", action="store_false", help="run every step again")
     common.add_argument("--no-wait", dest="wait", action="store_false", help="end once the run is submitted")
     common.add_argument("--every", type=_seconds, default=15.0, help="seconds between looks (default: %(default)s)")
@@ -263,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     kubeflow.add_argument("--token-file", help="file with a bearer token (default: $KFP_TOKEN, or the pod's own)")
     kubeflow.add_argument("--dex-user", help="log in to Dex as this user")
     kubeflow.add_argument("--password-file", help="file with the user's password (default: $KFP_PASSWORD)")
-    kubeflow.add_argument("--dex-connector", default="local", help="Dex's way to log in (default: %(default)s)")
+    kubeflow.add_argument("--dex-connector", help="Dex's way to log in (default: local)")
     kubeflow.add_argument("--ca-file", help="PEM of the authority that signed the server's certificate")
 
     vertex = platforms.add_parser("vertex", parents=[common], help="Vertex AI Pipelines")

@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from kfp.dsl.base_component import BaseComponent
 
 from pipelines import params
-from pipelines.placement.cluster import Profile
+from pipelines.placement.cluster import Profile, ProfileError
 from pipelines.submit.errors import SubmitError
 
 DATASETS = ("prompt_dataset", "preference_dataset", "eval_dataset", "demonstration_dataset")
@@ -49,13 +49,43 @@ def parameters(path: str | Path, pipeline: BaseComponent, profile: Profile) -> t
     errors = [*_files_of_this_machine(arguments), *_serving(arguments, profile), *_options(arguments, pipeline)]
     if errors:
         raise params.ParameterError("\n".join(errors))
-    for name in DATASETS:
-        warnings += [
-            f"{name}: {part} must be mounted in the pods"
-            for part in _parts(arguments.get(name, ""))
-            if part.startswith("/")
-        ]
-    return arguments, warnings
+    return arguments, [*warnings, *_not_mounted(arguments, profile)]
+
+
+def fits(arguments: dict[str, Any], profile: Profile) -> list[str]:
+    """See that the models fit the accelerators, RAM and disks, as `make plan` does.
+
+    Args:
+        arguments: From `parameters`.
+
+    Returns:
+        A warning where that cannot be said from here; none otherwise.
+
+    Raises:
+        pipelines.params.ParameterError: They do not fit; one line for each stage.
+    """
+    models = _models(arguments)
+    for name, model in models.items():
+        if "://" in model and not model.startswith("hf://"):
+            return [
+                f"{name}: whether {model} fits is not known, for all of it would be downloaded; `make plan` does so"
+            ]
+    # Sizes are measured on models without weights: this imports torch, which takes seconds.
+    from pipelines.plan import job_of, problems
+    from rlhf.errors import RlhfError
+    from rlhf.models import references, sizes
+
+    try:
+        for name, model in models.items():
+            if "/" in model and model not in sizes.KNOWN:
+                references.check(model, name)  # within seconds, where loading asks again and again
+        found = problems(job_of(arguments["large_model_reference"], arguments), profile)
+    except (RlhfError, ProfileError, ValueError) as error:  # the last of Transformers, where it knows no such model
+        return [f"whether the models fit the profile is not known: {' '.join(str(error).split())}"]
+    if found:
+        found.append("plan: the run cannot fit, for these reasons; PLAN=0 submits it all the same")
+        raise params.ParameterError("\n".join(found))
+    return []
 
 
 def dns_label(value: str, parameter: str, *, letter_first: bool = False) -> str:
@@ -89,23 +119,55 @@ def _files_of_this_machine(arguments: dict[str, Any]) -> Iterator[str]:
                     f"{name}: found {part!r}, a path on this machine, expected a URI that pods can read, "
                     "such as gs://, s3://, hf:// or https://; upload the file first"
                 )
-    publish_to = arguments.get("publish_to", "")
-    if publish_to and "://" not in publish_to and not publish_to.startswith("/"):
-        yield (
-            f"publish_to: found {publish_to!r}, a path on this machine, expected a URI that pods can write to, such as "
-            "gs:// or s3://"
-        )
-    models = {
-        "large_model_reference": arguments["large_model_reference"],
-        "reward.base_model": arguments.get("reward", {}).get("base_model"),
-    }
-    for name, model in models.items():
-        relative = isinstance(model, str) and "://" not in model and not model.startswith("/")
+    for name, folder in _folders(arguments).items():
+        if "://" not in folder and not folder.startswith("/"):
+            yield (
+                f"{name}: found {folder!r}, a path on this machine, expected a URI that pods can reach, such as gs:// "
+                "or s3://, or a folder that is mounted in them"
+            )
+    for name, model in _models(arguments).items():
+        relative = "://" not in model and not model.startswith("/")
         if relative and (model.startswith((".", "~")) or Path(model).is_dir()):
             yield (
                 f"{name}: found {model!r}, a folder on this machine, expected a Hugging Face id or a URI that pods "
                 "can read, such as gs:// or s3://; upload the folder first"
             )
+
+
+def _models(arguments: dict[str, Any]) -> dict[str, str]:
+    models = {
+        "large_model_reference": arguments["large_model_reference"],
+        "reward.base_model": arguments.get("reward", {}).get("base_model"),
+    }
+    return {name: model for name, model in models.items() if isinstance(model, str)}
+
+
+def _folders(arguments: dict[str, Any]) -> dict[str, str]:
+    """What is kept beyond a pod's life, or was kept by other runs."""
+    evaluation = arguments.get("evaluation", {})
+    folders = {"publish_to": arguments.get("publish_to")}
+    for stage in ("sft", "reward", "ppo", "grpo", "inference"):
+        folders[f"{stage}.checkpoint_dir"] = arguments.get(stage, {}).get("checkpoint_dir")
+    if isinstance(judge := evaluation.get("judge"), dict):
+        folders["evaluation.judge.cache"] = judge.get("cache")
+    if isinstance(others := evaluation.get("others"), dict):
+        folders |= {f"evaluation.others.{name}": other for name, other in others.items()}
+    return {name: folder for name, folder in folders.items() if folder and isinstance(folder, str)}
+
+
+def _not_mounted(arguments: dict[str, Any], profile: Profile) -> Iterator[str]:
+    """A warning for each path that no pod has by what the profile says; clusters may mount more by themselves."""
+    if profile.platform == "vertex":
+        mounted, where = ["/gcs/"], "is not below /gcs/, where jobs have buckets"
+    else:
+        settings = profile.kubernetes
+        volumes = [*settings.volumes, *([settings.model_cache] if settings.model_cache else [])]
+        mounted, where = [f"{volume.path.rstrip('/')}/" for volume in volumes], "is on none of kubernetes.volumes"
+    places = [*_models(arguments).items(), *_folders(arguments).items()]
+    places += [(name, part) for name in DATASETS for part in _parts(arguments.get(name, ""))]
+    for name, path in places:
+        if path.startswith("/") and not any(f"{path}/".startswith(volume) for volume in mounted):
+            yield f"{name}: {path} {where} in the profile; pods must have it from elsewhere, or name a URI"
 
 
 def _serving(arguments: dict[str, Any], profile: Profile) -> Iterator[str]:

@@ -1,13 +1,15 @@
 """Follow a run until it ends: one line whenever something changes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from pipelines.submit.errors import Unreachable
 
 # A service that does not answer for so long while a run is followed is given up; the run goes on.
 PATIENCE_SECONDS = 600.0
+# Of tasks that share a name, the first that one of them is in is shown.
+_WORST_FIRST = ("FAILED", "CANCELING", "CANCELLING", "CANCELED", "CANCELLED", "PAUSED", "RUNNING", "PENDING")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,17 @@ class Status:
     @property
     def ended(self) -> bool:
         return self.state in {"SUCCEEDED", "FAILED", "CANCELED", "CANCELLED", "SKIPPED", "ERROR"}
+
+
+def by_name(states: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """States by name of task; of tasks that share one, as the shards of a loop do, the worst."""
+    found: dict[str, list[str]] = {}
+    for name, state in states:
+        found.setdefault(name, []).append(state)
+    return {
+        name: next((state for state in _WORST_FIRST if state in together), together[-1])
+        for name, together in found.items()
+    }
 
 
 def follow(ask: Callable[[], Status], every: float, say: Callable[[str], None]) -> Status:

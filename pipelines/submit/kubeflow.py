@@ -18,13 +18,15 @@ import urllib3
 from kfp_server_api import ApiException
 
 from pipelines.submit.errors import SubmitError, Unreachable
-from pipelines.submit.follow import Status
+from pipelines.submit.follow import Status, by_name
 from pipelines.submit.login import TIMEOUT, Login, unreachable
 
 # Where pods find it, unless kfp's own variable says otherwise.
 IN_CLUSTER = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 NAMESPACE_OF_POD = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 DEFAULT_EXPERIMENT = "rlhf"
+# As in components/*/metadata.yaml. Drivers of older ones refuse what kfp compiles: `unknown field "optional"`.
+OLDEST_SERVER = "2.17.0"
 
 
 def address(host: str | None) -> str:
@@ -65,8 +67,10 @@ class Kubeflow:
             SubmitError: It is not there, is something else, or refuses the login; or needs a namespace.
         """
         self.host, self._login = host, login
-        several_users = self._probe(ca_file)
-        self.namespace = self._namespace(namespace) if several_users else None
+        server = self._probe(ca_file)
+        self.namespace = self._namespace(namespace) if server.get("multi_user") else None
+        self.warnings = _too_old(server)
+        self._shown: dict[str, dict[str, str]] = {}
         with self._explained("reach it"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._client = kfp.Client(
@@ -117,14 +121,16 @@ class Kubeflow:
         """How a run is doing."""
         with self._explained(f"look at run {run}"):
             found = self._client.get_run(run)
+            shown = self._shown_names(run, found)
         details = (found.run_details and found.run_details.task_details) or []
-        tasks = {task.display_name: task for task in details if _is_a_stage(task.display_name or "", found)}
-        errors = {name: task.error.message for name, task in tasks.items() if task.error and task.error.message}
+        # The server lists all of Argo's nodes, drivers, executors, loops and the workflow itself among them.
+        tasks = [(shown[task.display_name], task) for task in details if task.display_name in shown]
+        errors = {name: task.error.message for name, task in tasks if task.error and task.error.message}
         if found.error and found.error.message:
             errors[""] = found.error.message
         return Status(
             state=found.state or "PENDING",
-            tasks={name: task.state for name, task in tasks.items() if task.state},
+            tasks=by_name((name, task.state) for name, task in tasks if task.state),
             errors={name: self._login.redact(" ".join(said.split())) for name, said in errors.items()},
         )
 
@@ -137,8 +143,19 @@ class Kubeflow:
         """The run's page."""
         return f"{self.host}/#/runs/details/{run}"
 
-    def _probe(self, ca_file: str | None) -> bool:
-        """Whether the server has several users; asked here, for kfp's client logs errors and retries."""
+    def _shown_names(self, run: str, found: Any) -> dict[str, str]:
+        """{name of a task in the compiled file, or as it is shown: as it is shown}, of the stages of a run."""
+        if run not in self._shown:
+            spec, uploaded = found.pipeline_spec, found.pipeline_version_reference
+            if not spec and uploaded:  # and started in the UI
+                with contextlib.suppress(ApiException):
+                    version = self._client.get_pipeline_version(uploaded.pipeline_id, uploaded.pipeline_version_id)
+                    spec = version.pipeline_spec
+            self._shown[run] = _stages_of((spec or {}).get("pipeline_spec", spec or {}))
+        return self._shown[run]
+
+    def _probe(self, ca_file: str | None) -> dict[str, Any]:
+        """What the server says of itself; asked here, for kfp's client logs errors and retries."""
         url = f"{self.host}/apis/v2beta1/healthz"
         try:
             answer = requests.get(
@@ -157,12 +174,15 @@ class Kubeflow:
         if answer.status_code >= 400:
             raise self._refused(answer.status_code, answer.text, "reach it", probing=True)
         try:
-            return bool(answer.json().get("multi_user"))
-        except (requests.JSONDecodeError, AttributeError):
+            said = answer.json()
+        except requests.JSONDecodeError:
+            said = None
+        if not isinstance(said, dict):
             raise SubmitError(
                 f"host: {url} answers a page and not Kubeflow Pipelines' API; HOST is the address in the browser up to "
                 "/#/, and ends with /pipeline on the Kubeflow platform; or it wants a login (docs/submit.md)"
-            ) from None
+            )
+        return said
 
     def _namespace(self, given: str | None) -> str:
         if given:
@@ -235,7 +255,25 @@ def _message(body: str) -> str:
     return said if len(said) <= 300 else said[:297] + "..."
 
 
-def _is_a_stage(name: str, run: Any) -> bool:
-    """Not one of the nodes by which Kubeflow runs a stage: drivers, executors, the workflow itself."""
-    internal = name in ("", "root", "executor") or name.endswith("-driver") or re.fullmatch(r"iteration-\d+", name)
-    return not internal and name != run.display_name and not re.fullmatch(r"rlhf-[a-z0-9]{5}", name)
+def _stages_of(spec: dict[str, Any]) -> dict[str, str]:
+    """Tasks that run a component, whatever loops and conditions they stand in, under both of their names."""
+    components = spec.get("components", {})
+    names = {
+        name: task["taskInfo"]["name"]
+        for each in [spec.get("root", {}), *components.values()]
+        for name, task in each.get("dag", {}).get("tasks", {}).items()
+        if "dag" not in components[task["componentRef"]["name"]]
+    }
+    return {shown: shown for shown in names.values()} | names
+
+
+def _too_old(server: dict[str, Any]) -> list[str]:
+    """A warning where the server says that it is older than what compiled files need; not all say what they are."""
+    version = str(server.get("tag_name") or server.get("apiServerTagName") or "")  # the API's, or the UI's before it
+    found = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version)
+    if not found or tuple(map(int, found.groups())) >= tuple(map(int, OLDEST_SERVER.split("."))):
+        return []
+    return [
+        f"host: found Kubeflow Pipelines {version}, expected {OLDEST_SERVER} or newer; its driver may fail every task "
+        'with `unknown field "optional"`: have it upgraded'
+    ]

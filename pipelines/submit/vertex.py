@@ -15,7 +15,7 @@ from google.cloud import aiplatform, storage
 from google.protobuf import json_format
 
 from pipelines.submit.errors import SubmitError, Unreachable
-from pipelines.submit.follow import Status
+from pipelines.submit.follow import Status, by_name
 
 SCOPE = "https://www.googleapis.com/auth/cloud-platform"
 LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file"
@@ -162,19 +162,17 @@ class Vertex:
         with self._explained(f"look at run {run}"):
             found = self._client.get_pipeline_job(name=self._name(run), timeout=TIMEOUT_SECONDS, retry=None)
             job = json_format.MessageToDict(found._pb)
-        tasks = {
-            task["taskName"]: task
+        tasks = [
+            task
             for task in job.get("jobDetail", {}).get("taskDetails", [])
             if task.get("taskName") and not re.search(r"(^|-)(for-loop|condition)-\d+$", task["taskName"])
-        }
-        errors = {
-            name: task["error"]["message"] for name, task in tasks.items() if task.get("error", {}).get("message")
-        }
+        ]
+        errors = {task["taskName"]: task["error"]["message"] for task in tasks if task.get("error", {}).get("message")}
         if job.get("error", {}).get("message"):
             errors[""] = job["error"]["message"]
         return Status(
             state=job.get("state", "PENDING").removeprefix("PIPELINE_STATE_"),
-            tasks={name: task["state"] for name, task in tasks.items() if task.get("state")},
+            tasks=by_name((task["taskName"], task["state"]) for task in tasks if task.get("state")),
             errors={name: " ".join(said.split()) for name, said in errors.items()},
         )
 

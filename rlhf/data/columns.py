@@ -44,6 +44,8 @@ class Layout:
     """Fields of the two candidates where `choice` says which was chosen."""
     references: tuple[str, ...] = ()
     """Fields of an optional reference, of which a row may have one."""
+    absent: tuple[str, ...] = ()
+    """Fields with which a row is left to the rules."""
 
     @property
     def is_of_pairs(self) -> bool:
@@ -57,7 +59,7 @@ LAYOUTS: dict[tuple[Shape, Kind], Layout] = {
     (Shape.VERTEX_TEXT, "demonstrations"): Layout({"prompt": "input_text", "completion": "output_text"}),
     (Shape.TRL, "preferences"): Layout({"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}),
     (Shape.TRL, "prompts"): Layout({"prompt": "prompt"}, references=("completion", "label")),
-    (Shape.TRL, "demonstrations"): Layout({"prompt": "prompt", "completion": "completion"}),
+    (Shape.TRL, "demonstrations"): Layout({"prompt": "prompt", "completion": "completion"}, absent=("label",)),
 }
 
 
@@ -65,7 +67,7 @@ def fields_of(
     shape: Shape, layout: Layout, id_is_number: bool, annotator: str | None, annotator_is_number: bool
 ) -> pa.Schema:
     """Name and type of every field that matters to a layout: a row where one is of another type is not ordinary."""
-    types = dict.fromkeys(_DECIDING[shape], _NOTHING)
+    types = dict.fromkeys([*_DECIDING[shape], *layout.absent], _NOTHING)
     types |= dict.fromkeys([*layout.texts.values(), *(layout.candidates or ()), *layout.references], _TEXT)
     if layout.candidates:
         types["choice"] = pa.float64()  # data frames write 1 as 1.0

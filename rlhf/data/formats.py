@@ -51,6 +51,7 @@ class Reason(StrEnum):
     BAD_CHOICE = "bad_choice"
     BAD_MARGIN = "bad_margin"
     SEVERAL_TURNS = "several_turns"
+    UNDESIRED = "undesired"
     REFUSED_BY_TEMPLATE = "refused_by_template"
     DUPLICATE = "duplicate"
     CONTRADICTORY = "contradictory"
@@ -70,6 +71,7 @@ MEANINGS = {
     Reason.BAD_CHOICE: "choice is not the number 0 or 1",
     Reason.BAD_MARGIN: "margin is not a number, or is negative, infinite or NaN",
     Reason.SEVERAL_TURNS: "a candidate is a conversation, not one reply",
+    Reason.UNDESIRED: "its label is false: the completion is what a model should not write, and no demonstration",
     Reason.REFUSED_BY_TEMPLATE: "the model's chat template refuses the conversation: its roles, or their order",
     Reason.DUPLICATE: "the row before says the same, and duplicates are to be quarantined",
     Reason.CONTRADICTORY: "other rows label the same candidates the other way, and such are to be quarantined",
@@ -87,8 +89,8 @@ class Unfit(Exception):
 
 
 def recognise(row: dict[str, Any]) -> Shape | None:
-    """The shape of a row by its fields, null ones aside; None where they fit none, or too few are there to tell."""
-    row = {name: value for name, value in row.items() if value is not None}
+    """The shape of a row by its fields, null and empty ones aside; None where they fit none, or too few are there."""
+    row = {name: value for name, value in row.items() if value not in (None, [])}
     if "summaries" in row:
         return Shape.OPENAI_COMPARISONS
     if "prompt" in row or isinstance(row.get("chosen"), list):
@@ -97,8 +99,8 @@ def recognise(row: dict[str, Any]) -> Shape | None:
     if "messages" in row:
         if not isinstance(row["messages"], list):
             return None
-        authors = any("author" in message for message in row["messages"] if isinstance(message, dict))
-        return Shape.VERTEX_CHAT if authors else Shape.TRL_CHAT
+        named = {name for message in row["messages"] if isinstance(message, dict) for name in message}
+        return Shape.VERTEX_CHAT if "author" in named else Shape.TRL_CHAT if "role" in named else None
     if "input_text" in row or {"candidate_0", "candidate_1", "choice"} <= set(row):
         return Shape.VERTEX_TEXT
     if "post" in row and not {"title", "subreddit", "summary"}.isdisjoint(row):
@@ -106,6 +108,17 @@ def recognise(row: dict[str, Any]) -> Shape | None:
     if "rejected" in row and _ASSISTANT in str(row.get("chosen")):
         return Shape.HH_RLHF
     return None
+
+
+def may_be_chat(row: dict[str, Any], shape: Shape) -> Shape | None:
+    """The conversational shape that a row recognised as `shape` may be of, too, for want of what tells the two apart.
+
+    A Vertex row without prompt, and a row of TRL's with a text as prompt and no answer, are laid out alike in both.
+    """
+    if shape is Shape.VERTEX_TEXT and row.get("input_text") is None:
+        return Shape.VERTEX_CHAT
+    answers = any(row.get(name) for name in ("chosen", "rejected", "completion")) or isinstance(row.get("label"), str)
+    return Shape.TRL_CHAT if shape is Shape.TRL and not answers else None
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -146,7 +159,15 @@ def own_id(row: dict[str, Any]) -> str | None:
 
 def annotator_field(row: dict[str, Any]) -> str | None:
     """The field that says who chose, by the names that published datasets give it."""
-    return next((name for name in ANNOTATOR_FIELDS if isinstance(row.get(name), str | int)), None)
+    return next((name for name in ANNOTATOR_FIELDS if annotator(row, name) is not None), None)
+
+
+def annotator(row: dict[str, Any], name: str) -> str | None:
+    """Who chose: a text, or a whole number, which data frames write as 3.0 where other rows have none."""
+    value = row.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value) if isinstance(value, str | int) else None
 
 
 def convert(
@@ -281,6 +302,8 @@ def _trl(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     prompt = {"prompt": _text(row, "prompt")}
     if kind == "preferences":
         return prompt | {"chosen": _text(row, "chosen"), "rejected": _text(row, "rejected")}
+    if _is_undesired(row, kind):
+        return prompt | {"reference": None}
     answers = [name for name in ("completion", "label") if row.get(name) is not None]
     if kind == "demonstrations" and not answers and row.get("chosen") is not None:
         answers = ["chosen"]  # of a pair, the better one demonstrates
@@ -296,15 +319,37 @@ def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
         chosen, rejected = _messages(row, "chosen", "assistant"), _messages(row, "rejected", "assistant")
         shared = chosen[: _common(chosen[:-1], rejected[:-1])]
         replies = {"chosen": chosen[len(shared) :], "rejected": rejected[len(shared) :]}
-        # Chosen and rejected are whole conversations in some datasets, and then hold the prompt.
-        messages = shared if all(message in shared for message in prompt) else prompt + shared
-        return _conversation(messages) | {name: _reply(reply, name) for name, reply in replies.items()}
-    if not prompt and row.get("chosen") is not None:
-        prompt = _messages(row, "chosen", "assistant")[:-1]
-    answer = row.get("completion")
+        return _conversation(_joined(prompt, shared)) | {name: _reply(reply, name) for name, reply in replies.items()}
+    answer = None if _is_undesired(row, kind) else row.get("completion")
+    demonstrates = kind == "demonstrations" and answer is None  # of a pair, the better one does
+    if row.get("chosen") is not None and (demonstrates or not prompt):
+        *shared, chosen = _messages(row, "chosen", "assistant")
+        prompt = _joined(prompt, shared)
+        answer = chosen["content"] if demonstrates else answer
     if isinstance(answer, list):
         answer = _reply(_messages(row, "completion"), "completion")
     return _conversation(prompt) | _answer({"completion": answer}, "completion", kind)
+
+
+def _is_undesired(row: dict[str, Any], kind: Kind) -> bool:
+    """Whether the completion is one not to write, as the rows of TRL's KTOTrainer say in `label`.
+
+    Raises:
+        Unfit: It is, and would be demonstrated.
+    """
+    undesired = row.get("label") is False and row.get("completion") is not None
+    if undesired and kind == "demonstrations":
+        raise Unfit(Reason.UNDESIRED, "label")
+    return undesired
+
+
+def _joined(prompt: list[dict[str, str]], shared: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The prompt and what follows it. In some datasets chosen and rejected hold the prompt as well, or its end."""
+    asked, said = ([(message["role"], message["content"].strip()) for message in part] for part in (prompt, shared))
+    if all(message in said for message in asked):
+        return shared
+    start = next(start for start in range(len(asked) + 1) if asked[start:] == said[: len(asked) - start])
+    return prompt[:start] + shared
 
 
 def _openai_comparison(row: dict[str, Any], kind: Kind) -> dict[str, Any]:

@@ -7,17 +7,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rlhf.data.columns import LAYOUTS, convert_columns, fields_of, parse_texts, pick_columns
 from rlhf.data.formats import (
+    ANNOTATOR_FIELDS,
     FIELDS,
     Kind,
     Reason,
     Shape,
     Unfit,
+    annotator,
     annotator_field,
     convert,
     is_cut_off,
+    may_be_chat,
     own_id,
     parse,
     recognise,
@@ -123,25 +127,28 @@ class Intake:
             yield from waiting
 
     def _recognise(self, block: Block) -> bool:
+        """By the first row that tells text from chat, else by the first."""
+        first: tuple[int, dict[str, Any], Shape] | None = None
         for index in range(len(block)):
             value = _value(block, index)
             shape = recognise(value) if isinstance(value, dict) else None
-            if shape is not None:
-                self.shape = shape
-                self._first = self._place(block, index)
-                self._annotator = annotator_field(value)
-                layout = LAYOUTS.get((shape, self.kind))
-                self._layout = layout
-                if layout:
-                    self._fields = fields_of(
-                        shape,
-                        layout,
-                        type(value.get("id")) is int,
-                        self._annotator,
-                        type(value.get(self._annotator or "")) is int,
-                    )
-                return True
-        return False
+            if shape is None:
+                continue
+            tells = may_be_chat(value, shape) is None
+            if tells or first is None:
+                first = index, value, shape
+            if tells:
+                break
+        if first is None:
+            return False
+        index, value, self.shape = first
+        self._first = self._place(block, index)
+        self._annotator, is_number = _annotator_of(block)
+        self._layout = LAYOUTS.get((self.shape, self.kind))
+        if self._layout:
+            id_is_number = type(value.get("id")) is int
+            self._fields = fields_of(self.shape, self._layout, id_is_number, self._annotator, is_number)
+        return True
 
     def _refuse_unknown(self, blocks: list[Block]) -> None:
         for block in blocks:
@@ -193,7 +200,7 @@ class Intake:
     def _convert_row(self, block: Block, index: int) -> dict[str, Any]:
         row = block.row_value(index) if block.text is None else self._parse(block, index)
         shape = recognise(row)
-        if shape is not None and shape != self.shape:
+        if shape is not None and self.shape not in (shape, may_be_chat(row, shape)):
             raise DataError(
                 f"{self.source.parameter}: two shapes in one source: {self.shape} at {self._first} and {shape} at "
                 f"{self._place(block, index)}; convert one of them"
@@ -204,10 +211,9 @@ class Intake:
                 self.chat.render(canonical["prompt"], canonical[MESSAGES])
             except DataError:
                 raise Unfit(Reason.REFUSED_BY_TEMPLATE, MESSAGES) from None
-        who = row.get(self._annotator) if self._annotator else None
         return {
             "own_id": own_id(row),
-            "annotator": str(who) if isinstance(who, str | int) else None,
+            "annotator": annotator(row, self._annotator) if self._annotator else None,
             **canonical,
         }
 
@@ -254,6 +260,25 @@ def _value(block: Block, index: int) -> dict[str, Any] | None:
         return parse(block.row_text(index))
     except Unfit:
         return None
+
+
+def _annotator_of(block: Block) -> tuple[str | None, bool]:
+    """The field that says who chose, and whether its first value is a number; a column of Parquet may be all null."""
+    if block.text is None:
+        columns = block.columns.schema
+        names = [name for name in ANNOTATOR_FIELDS if name in columns.names]
+        rows = range(len(block)) if names else range(0)
+    else:
+        names = []
+        rows = np.flatnonzero(pc.match_substring_regex(block.text, _ANNOTATOR)).tolist()
+    for index in rows:
+        value = _value(block, index)
+        if isinstance(value, dict) and (name := annotator_field(value)):
+            return name, type(value[name]) is int
+    return (names[0], pa.types.is_integer(columns.field(names[0]).type)) if names else (None, False)
+
+
+_ANNOTATOR = f'"({"|".join(ANNOTATOR_FIELDS)})"'
 
 
 def _storable(text: str) -> str:

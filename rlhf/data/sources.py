@@ -4,6 +4,7 @@ Nothing is parsed here beyond what tells rows apart: `rlhf.data.intake` does tha
 """
 
 import contextlib
+import glob
 import gzip
 import io
 import json
@@ -228,15 +229,15 @@ class Source:
             exists = fs.exists(path, strict=True) if _is_web(fs) else fs.exists(path)
             pattern = r"[*\[]" if _is_web(fs) else r"[*?\[]"
             if not exists and re.search(pattern, path):
-                found = fs.glob(path, detail=True)
-                infos = [info for _, info in sorted(found.items()) if info["type"] == "file"]
-                infos = [fs.info(info["name"]) if info.get("size") is None else info for info in infos]
+                infos = self._matches(fs, path)
                 problem = None if infos else "this pattern matches no file"
             else:
                 infos = [fs.info(path)] if exists else []
                 is_folder = exists and infos[0]["type"] == "directory"
                 problem = f"is a folder, expected files, such as {uri.rstrip('/')}/*.jsonl" if is_folder else None
                 problem = problem if exists else "no such file"
+        except DataError:
+            raise
         except Exception as error:  # each file system's client has exceptions of its own
             raise self.error(uri, f"cannot be listed ({type(error).__name__}: {_one_line(error)})") from error
         if problem:
@@ -251,6 +252,25 @@ class Source:
             )
             for info in infos
         ]
+
+    def _matches(self, fs: Any, pattern: str) -> list[dict[str, Any]]:
+        """What the file system says of the files that a pattern matches; of a link, of what it points to."""
+        if isinstance(fs, LocalFileSystem) and "**" not in pattern:  # fsspec's own goes into no folder that is a link
+            found = {path: {} for path in glob.glob(pattern, include_hidden=True)}
+        else:
+            found = fs.glob(pattern, detail=True)
+        infos = []
+        for path, info in sorted(found.items()):
+            if info.get("type") != "directory" and (info.get("type") != "file" or info.get("size") is None):
+                try:
+                    info = fs.info(path)
+                except FileNotFoundError as error:
+                    raise self.error(
+                        path, "is a link to what is not there; put the file in its place, or delete the link"
+                    ) from error
+            if info["type"] != "directory":
+                infos.append(info)
+        return infos
 
     def _open(self, numbered: tuple[int, str]) -> tuple[int, IO[bytes]]:
         """A small file is fetched whole, a large one opened to be read as it is needed."""

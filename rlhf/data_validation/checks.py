@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf.config import StageConfig
-from rlhf.data_validation.private_data import mask_private
+from rlhf.data_validation.private_data import mask_private, mask_private_json
 from rlhf.errors import DataError
 from rlhf.metrics import Share
 from rlhf.words import percent
@@ -107,6 +107,11 @@ class Example:
     def of(cls, place: str, text: str) -> Self:
         """With what is private masked, and the end left out where it is long."""
         return cls(place, mask_private(text[: 2 * LONGEST_EXAMPLE])[:LONGEST_EXAMPLE])
+
+    @classmethod
+    def of_row(cls, place: str, row: str) -> Self:
+        """The same of a row as it stands in its file."""
+        return cls(place, mask_private_json(row[: 2 * LONGEST_EXAMPLE])[:LONGEST_EXAMPLE])
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def fingerprint(sources: dict[str, str], model: str = "", options: Any = None) -
         model: What the run tunes; its files count where it is the URI or the absolute path of a folder. A Hugging
             Face id counts by name.
         options: Of stages, by their names. What they name of files counts, wherever in there: those of graders, whose
-            text counts there where it travels with the options; those of `base_model`, as of `model`; and of `others`.
+            text counts there where it travels with the options; those of `base_model` and of a built-in grader's
+            `model`, as of `model`; and of `others`.
 
     Returns:
         64 hex digits; others each time where a store does not say enough of a file to tell, or is not there, so that
@@ -70,6 +71,8 @@ def _named(options: Any) -> Iterator[str]:
     """Paths and URIs that options name: of graders' functions (FILE.py or FILE.py:name), models and predictions."""
     if isinstance(options, dict):
         model, others = options.get("base_model"), options.get("others")
+        if options.get("builtin") and isinstance(options.get("options"), dict):
+            model = options["options"].get("model")
         if isinstance(model, str) and _is_place(model):
             yield model
         if isinstance(others, dict):

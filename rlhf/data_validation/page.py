@@ -197,7 +197,7 @@ def _quarantine(rejects: Rejects) -> Markup:
     body += table(["reason", "meaning", "rows"], [(r, MEANINGS[Reason(r)], n) for r, n in counts.most_common()])
     for (_, reason, field), rows in rejects.examples.items():
         named = f"{reason} ({field})" if field else reason
-        body += _examples(named, [Example.of(f"{row['file']}, line {row['line']}", row["row"]) for row in rows])
+        body += _examples(named, [Example.of_row(f"{row['file']}, line {row['line']}", row["row"]) for row in rows])
     return body
 
 
@@ -359,7 +359,7 @@ def _steps(facts: Facts) -> Markup:
                 count.running_on(),
                 count.steps,
                 f"{count.epochs_made:,.2f}",
-                count.by_epoch(count.epochs_made),
+                count.steps_by_epoch,
             )
             for stage, count in facts.steps.items()
         ],

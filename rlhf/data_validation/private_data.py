@@ -1,8 +1,9 @@
 """Private data in texts, which a model that is trained on them can learn to say: found, counted and shown masked."""
 
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from phonenumbers import Leniency, PhoneNumberMatcher, PhoneNumberType, number_type
@@ -125,12 +126,27 @@ def find_private(texts: Iterable[str]) -> PrivateData:
 
 def mask_private(text: str) -> str:
     """The text with what `find_private` finds replaced by its masked form, keys to their end."""
+    return _masked(text, text)
+
+
+def mask_private_json(text: str) -> str:
+    """The same of JSON, be it cut off or damaged: what its escapes stand for is looked at, so that no `\\n` hides what
+    begins a line; what is not private stays as it is written."""
+    written = _CHARACTER.findall(text)
+    return _masked("".join(json.loads(f'"{each}"') if len(each) > 1 else each for each in written), written)
+
+
+def _masked(text: str, written: Sequence[str]) -> str:
+    """`written` has each of the text's characters as it is to be shown."""
     shown, before = [], 0
     for span in sorted(_spans(text), key=lambda span: (span.start, -span.end)):
         if span.start >= before:
-            shown += [text[before : span.start], span.masked]
+            shown += [*written[before : span.start], span.masked]
             before = span.end
-    return "".join([*shown, text[before:]])
+    return "".join([*shown, *written[before:]])
+
+
+_CHARACTER = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})|[\s\S]')
 
 
 @dataclass(frozen=True, repr=False)

@@ -257,7 +257,7 @@ def _usable(intake: Intake, data: Written, rejects: Rejects, config: DataValidat
         named = f"{reason} ({field})" if field else reason
         text += f", most often ({count:,}) because of {named}: {MEANINGS[Reason(reason)]}"
         rows = rejects.examples[parameter, reason, field]
-        examples = [Example.of(f"{row['file']}:{row['line']}", row["row"]) for row in rows]
+        examples = [Example.of_row(f"{row['file']}:{row['line']}", row["row"]) for row in rows]
     if not data.manifest.rows:
         text, threshold = f"{text}, so none is left", Threshold(limit=0, action="fail")
     return at_most("quarantined", parameter, aside / read, threshold, f"{text}.", lambda: examples)

@@ -37,6 +37,11 @@ class StepCount:
         """How often each row will be seen on average."""
         return self.steps * self.batch_size / self.rows
 
+    @property
+    def steps_by_epoch(self) -> int:
+        """What the same epochs are, counted by the epoch."""
+        return self.by_epoch(self.epochs if self.configured is None else self.epochs_made)
+
     def as_json(self) -> dict[str, float | str]:
         return {
             "rows": self.rows,
@@ -45,5 +50,5 @@ class StepCount:
             "steps": self.steps,
             "epochs": self.epochs_made,
             "formula": "ceil(rows * epochs / batch_size)",
-            "steps_by_epoch": self.by_epoch(self.epochs_made),
+            "steps_by_epoch": self.steps_by_epoch,
         }

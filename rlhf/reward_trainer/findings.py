@@ -41,9 +41,10 @@ class HeldOut:
     chosen: Sequence[float]
     rejected: Sequence[float]
     """Shifted scores."""
-    swapped_chosen: Sequence[float] | None
-    swapped_rejected: Sequence[float] | None
-    """Read with another pair's prompt; None where they have one prompt only."""
+    swapped_chosen: Sequence[float | None] | None
+    swapped_rejected: Sequence[float | None] | None
+    """Read with another pair's prompt, and None where a pair fits the model's positions under none; None where all have
+    one prompt."""
     chosen_length: Sequence[int]
     rejected_length: Sequence[int]
     """Tokens of the completions."""
@@ -53,6 +54,24 @@ class HeldOut:
     """By how much the data's labellers preferred the chosen response (TRL's field `margin`); None for unknown."""
     changed: Mapping[str, Sequence[float | None]]
     """{one of `CHANGES`: score of the chosen response so changed}; None where it was not measured."""
+
+    @property
+    def exchanged(self) -> list[int]:
+        """Places of the pairs that were read with another pair's prompt."""
+        return [place for place, score in enumerate(self.swapped_chosen or ()) if score is not None]
+
+    @property
+    def with_prompts_exchanged(self) -> tuple[list[float], list[float]]:
+        """Their scores so read: of the chosen responses, of the rejected ones."""
+        return self._scores(self.swapped_chosen), self._scores(self.swapped_rejected)
+
+    @property
+    def with_own_prompts(self) -> tuple[list[float], list[float]]:
+        """The same with their own prompts."""
+        return self._scores(self.chosen), self._scores(self.rejected)
+
+    def _scores(self, column: Sequence[float]) -> list[float]:
+        return [column[place] for place in self.exchanged]
 
 
 @dataclass(frozen=True)
@@ -82,7 +101,11 @@ class Findings:
 
     accuracy: Accuracy
     accuracy_swapped: Accuracy | None
-    """With prompts exchanged between pairs; None with one prompt only."""
+    """With prompts exchanged between pairs; None with one prompt only, or where no pair fits under another."""
+    accuracy_unswapped: Accuracy | None
+    """Of the same pairs with their own prompts."""
+    unswappable: int
+    """Pairs that fit the model's positions under no prompt but their own."""
     accuracy_seen: Accuracy | None
     """On pairs that it trained on; None where none was scored."""
     loss: float
@@ -116,9 +139,18 @@ class Findings:
     training: Training
 
     @property
+    def not_exchanged(self) -> str:
+        """In words, why no prompts were exchanged, where none were."""
+        if self.unswappable:
+            return "No held-out pair has room for another pair's prompt in the model's positions"
+        return "All held-out pairs have one prompt"
+
+    @property
     def ignores_prompt(self) -> bool | None:
-        """By the rule of `rlhf.metrics.ignores_prompt`; None with one prompt only."""
-        return None if self.accuracy_swapped is None else ignores_prompt(self.accuracy.rate, self.accuracy_swapped.rate)
+        """By the rule of `rlhf.metrics.ignores_prompt`; None where no prompts were exchanged."""
+        if self.accuracy_swapped is None:
+            return None
+        return ignores_prompt(self.accuracy_unswapped.rate, self.accuracy_swapped.rate)
 
     @property
     def memorised(self) -> bool | None:
@@ -199,9 +231,9 @@ def examine(held_out: HeldOut, training: Training) -> Findings:
     changed = {name: sensitivity(chosen, held_out.changed[name]) for name in CHANGES if name in held_out.changed}
     return Findings(
         accuracy=accuracy(held_out.chosen, held_out.rejected),
-        accuracy_swapped=None
-        if held_out.swapped_chosen is None
-        else accuracy(held_out.swapped_chosen, held_out.swapped_rejected),
+        accuracy_swapped=accuracy(*held_out.with_prompts_exchanged) if held_out.exchanged else None,
+        accuracy_unswapped=accuracy(*held_out.with_own_prompts) if held_out.exchanged else None,
+        unswappable=0 if held_out.swapped_chosen is None else len(held_out.ids) - len(held_out.exchanged),
         accuracy_seen=accuracy(training.seen_chosen, training.seen_rejected) if seen.size else None,
         loss=pairwise_loss(difference),
         loss_seen=pairwise_loss(seen) if seen.size else None,

@@ -154,10 +154,10 @@ def _interval(found: Correlation) -> str:
 
 def _reading(findings: Findings, held_out: HeldOut) -> Markup:
     plots = []
-    if held_out.swapped_chosen is not None:
+    if held_out.exchanged:
         differences = {
-            "another pair's prompt": _differences(held_out.swapped_chosen, held_out.swapped_rejected),
-            "own prompt": _differences(held_out.chosen, held_out.rejected),
+            "another pair's prompt": _differences(*held_out.with_prompts_exchanged),
+            "own prompt": _differences(*held_out.with_own_prompts),
         }
         plots.append(
             figure(
@@ -186,7 +186,7 @@ def _reading(findings: Findings, held_out: HeldOut) -> Markup:
         )
     body = figures_row(plots) if plots else Markup("")
     if findings.accuracy_swapped is None:
-        body = paragraph("All held-out pairs have one prompt, so there is no other to exchange it for.") + body
+        body = paragraph(f"{findings.not_exchanged}, so prompts were not exchanged.") + body
     if findings.sensitivity:
         rows = [
             (name, found.falls.in_words(), found.falls.of, signed(found.mean_change))

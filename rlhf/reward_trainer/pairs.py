@@ -135,22 +135,25 @@ def write_scores(path: str, found: HeldOut) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def _with_prompts_exchanged(model: Any, pairs: Sequence[Pair]) -> dict[str, list[Encoded]]:
-    """Each pair's responses under the next pair's prompt that is another; nothing with one prompt only."""
+def _with_prompts_exchanged(model: Any, pairs: Sequence[Pair]) -> dict[str, list[Encoded | None]]:
+    """Each pair's responses under the next pair's prompt that is another; nothing with one prompt only.
+
+    None for a pair that fits the model's positions under no prompt but its own.
+    """
     distinct = list(dict.fromkeys(pair.prompt for pair in pairs))
+    if len(distinct) < 2:
+        return {}
     neighbour = dict(zip(distinct, distinct[1:] + distinct[:1], strict=True))
-    shortest = min(distinct, key=model.count_tokens)
-    exchanged: dict[str, list[Encoded]] = {"swapped_chosen": [], "swapped_rejected": []}
+    shortest = sorted(distinct, key=model.count_tokens)[:2]  # the second for pairs whose own is the first
+    exchanged: dict[str, list[Encoded | None]] = {"swapped_chosen": [], "swapped_rejected": []}
     for pair in pairs:
-        # A longer prompt may not fit with this response; the shortest does, unless it is the pair's own.
-        for prompt in dict.fromkeys((neighbour[pair.prompt], shortest)):
-            chosen, rejected = (_encoded(model, prompt, text) for text in (pair.chosen_text, pair.rejected_text))
-            if prompt != pair.prompt and chosen and rejected:
-                exchanged["swapped_chosen"].append(chosen)
-                exchanged["swapped_rejected"].append(rejected)
-                break
-        else:
-            return {}
+        chosen = rejected = None
+        for prompt in dict.fromkeys((neighbour[pair.prompt], *shortest)):
+            if prompt != pair.prompt and not (chosen and rejected):
+                chosen, rejected = (_encoded(model, prompt, text) for text in (pair.chosen_text, pair.rejected_text))
+        fits = chosen and rejected
+        exchanged["swapped_chosen"].append(chosen if fits else None)
+        exchanged["swapped_rejected"].append(rejected if fits else None)
     return exchanged
 
 

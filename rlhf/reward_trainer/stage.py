@@ -38,7 +38,8 @@ def run(
         policy: Model folder to start from, unless `config.base_model` names another.
         reward_model: Folder for the Model artifact. Scores are shifted so that held-out chosen responses average 0.
         scores: Parquet file for the held-out pairs: `id, score_chosen, score_rejected`, lengths, and `swapped_chosen,
-            swapped_rejected` (read with another pair's prompt) where there is more than one prompt.
+            swapped_rejected` (read with another pair's prompt, null where none fits) where there is more than one
+            prompt.
         calibration: JSON file: reliability bins, ECE, ROC curve and confusion matrix of "the first is preferred".
         report: File for the HTML report.
         tensorboard: Folder for event files.

@@ -98,13 +98,15 @@ def _doubts(findings: Findings) -> list[str]:
 
 def _prompt(findings: Findings) -> list[Statement]:
     if findings.accuracy_swapped is None:
-        text = "All held-out pairs have one prompt, so whether the reward model reads it is not known."
-        return [(None, text)]
-    right, swapped = findings.accuracy.rate, findings.accuracy_swapped.rate
+        return [(None, f"{findings.not_exchanged}, so whether the reward model reads it is not known.")]
+    right, swapped = findings.accuracy_unswapped.rate, findings.accuracy_swapped.rate
     figures = (
         f"{percent(right)} of the pairs are ranked right with their own prompts, {percent(swapped)} with those of "
         "other pairs."
     )
+    if findings.unswappable:
+        left_out = count(findings.unswappable, "pair")
+        figures += f" Left out: {left_out} without room for another prompt in the model's positions."
     if findings.ignores_prompt:
         text = (
             "The reward model ignores the prompt: its scores say how a response looks, not whether it fits the prompt."

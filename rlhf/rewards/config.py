@@ -1,6 +1,7 @@
 """Options of a grader: what gives each completion a number."""
 
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -75,6 +76,8 @@ class RewardFunction(StageConfig):
     def _is_url(cls, url: str) -> str:
         if not url.startswith(("http://", "https://")):
             raise ValueError("a URL that begins with http:// or https://")
+        if "@" in urlsplit(url).netloc:
+            raise ValueError("a URL without user and password: name a variable that holds the key in api_key_env")
         return url
 
     @model_validator(mode="after")

@@ -114,12 +114,11 @@ class ServiceGrader:
         except _NoGrades as error:
             made = again.statistics["attempt_number"]
             tried = f", {made} times in a row" if made > 1 else ""
-            raise TrainingError(
-                " ".join(
-                    f"grader {self._where}: {error}{tried}, for the {rows} completions from row {first!r} on; see that "
-                    'the service runs and answers {"grades": [a number or null for each]}'.split()
-                )
-            ) from None
+            words = (
+                f"grader {self._where}: {error}{tried}, for the {rows} completions from row {first!r} on; see that "
+                'the service runs and answers {"grades": [a number or null for each]}'
+            )
+            raise TrainingError(redacted(" ".join(words.split()))) from None
 
     def _once(self, body: bytes, rows: int) -> list[Any]:
         request = urllib.request.Request(self.config.http, body, self._headers, method="POST")
@@ -128,9 +127,8 @@ class ServiceGrader:
             with self._open(request, timeout=seconds) as response:
                 return self._grades(_read(response, seconds), rows)
         except urllib.error.HTTPError as error:
-            said = error.read(SHOWN * 4).decode("utf-8", "replace")
             raise _NoGrades(
-                f"answered HTTP {error.code} ({_short(said)})", error.code in PASSING, _retry_after(error)
+                f"answered HTTP {error.code} ({_short(_said(error))})", error.code in PASSING, _retry_after(error)
             ) from None
         except (OSError, http.client.HTTPException, ValueError) as error:  # URLError among them
             reason = getattr(error, "reason", error)
@@ -183,6 +181,15 @@ def _read(response: Any, seconds: float) -> bytes:
         if time.monotonic() > deadline:
             raise TimeoutError
     return b"".join(parts)
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+    """The beginning of an error's text; empty where it does not come."""
+    try:
+        with error:
+            return error.read(SHOWN * 4).decode("utf-8", "replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def _retry_after(error: urllib.error.HTTPError) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from rlhf import yaml12
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, TrainingError
 from rlhf.rewards.combined import Rewards
@@ -108,7 +109,7 @@ def read_grader(name: str) -> RewardFunction:
     if not name.endswith((".yaml", ".yml", ".json")):
         return RewardFunction.parse({"function": name}, "grader")
     try:
-        options = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        options = yaml12.parse(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"--grader {name}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if isinstance(options, dict) and isinstance(options.get("grader"), dict):
@@ -142,6 +143,10 @@ def read_rows(uri: str, most: int) -> list[Row]:
         if not isinstance(each, dict):
             raise DataError(f"--data {where}, row {place}: found no mapping, expected a prompt and a completion")
         prompt = next((each[name] for name in PROMPTS if each.get(name)), None)
+        last = prompt[-1] if isinstance(prompt, list) and isinstance(prompt[-1], dict) else {}
+        if isinstance(last.get("candidate_0"), str):  # as some of Vertex's rows have it
+            each = each | last
+            prompt = prompt if last.get("content") else prompt[:-1]
         reference = next((each[name] for name in REFERENCES if isinstance(each.get(name), str)), None)
         said = [each[name] for name in COMPLETIONS if isinstance(each.get(name), str)]
         if prompt is None:
@@ -150,12 +155,23 @@ def read_rows(uri: str, most: int) -> list[Row]:
         if not said:
             names = ", ".join((*COMPLETIONS, *REFERENCES))
             raise DataError(f"--data {where}, row {place}: found nothing to grade, expected one of {names}")
-        if isinstance(prompt, list):
-            prompt = [{"role": m.get("role") or m.get("author"), "content": m["content"]} for m in prompt]
+        if isinstance(prompt, list) and prompt and all(map(_is_message, prompt)):
+            prompt = [{"role": m.get("role") or m["author"], "content": m["content"]} for m in prompt]
+        elif not isinstance(prompt, str):
+            raise DataError(
+                f"--data {where}, row {place}: found a prompt that is neither text nor messages, expected role and "
+                "content of each message"
+            )
         rows += [Row(str(each.get("id", place)), prompt, text, reference) for text in said]
     if not rows:
         raise DataError(f"--data {where}: found no rows, expected at least one")
     return rows[:most]
+
+
+def _is_message(found: Any) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(value, str) for value in (found.get("role") or found.get("author"), found.get("content"))
+    )
 
 
 def _json_rows(text: str, most: int) -> list[Any]:
@@ -353,8 +369,10 @@ def _text(prompt: str | list[dict[str, str]]) -> str:
 
 
 def _same(one: float | None, other: float | None) -> bool:
-    if one is None or other is None or not (math.isfinite(one) and math.isfinite(other)):
-        return (one is None) == (other is None)
+    if one is None or other is None:
+        return one is other
+    if not (math.isfinite(one) and math.isfinite(other)):
+        return math.isfinite(one) == math.isfinite(other)
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
 
 

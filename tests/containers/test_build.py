@@ -147,6 +147,18 @@ def test_a_demo_in_containers_without_an_engine_is_one_line(monkeypatch, tmp_pat
         check_images(["rlhf-evaluator:1"])
 
 
+def test_vllm_goes_into_the_images_of_all_stages_that_sample(tmp_path):
+    (tmp_path / "docker").mkdir()
+    log = tmp_path / "commands"
+    answers = f'case $1 in --version) {OLD};; build) echo "$@" >> {log};; image) echo 1;; *) echo amd64;; esac'
+    path = fake_docker(tmp_path / "docker", answers)
+    command("build", "--tag", "1", "--vllm", "0.31.0", PATH=f"{path}:{os.environ['PATH']}", DOCKER_DEFAULT_PLATFORM="")
+    built = {re.search(r"STAGE=(\w+)", line)[1]: line for line in log.read_text().splitlines()}
+    assert set(built) == set(STAGES)
+    with_it = {stage for stage, line in built.items() if "VLLM=0.31.0" in line and "DEPENDENCIES=vllm" in line}
+    assert with_it == {"ppo_trainer", "grpo_trainer", "bulk_inference"}
+
+
 def test_an_unknown_stage_and_a_moving_tag_are_refused():
     assert command("build", "--tag", "1", "--stages", "ppo").stderr.startswith("error: stages: found 'ppo', expected")
     assert command("build", "--tag", "latest").stderr.startswith("error: tag: found 'latest'")

@@ -138,7 +138,8 @@ def test_a_model_in_a_folder_counts_with_its_files(tmp_path, scheme):
     from rlhf.data_validation.fingerprint import fingerprint
 
     model = f"{scheme}{tmp_path}/model"
-    given = [({}, model, None), ({}, "t5-small", [{"base_model": model}])]
+    graders = ({"builtin": kind, "options": {"model": model}} for kind in ("reward_model", "similarity"))
+    given = [({}, model, None), *(({}, "t5-small", [named]) for named in ({"base_model": model}, *graders))]
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     first = [fingerprint(*each) for each in given]
@@ -159,7 +160,10 @@ def test_predictions_of_further_models_count_with_their_files(tmp_path):
     assert fingerprint({}, "t5-small", options) != first
 
 
-@pytest.mark.parametrize("options", [{"base_model": 3}, {"others": ["a"]}, {"others": {"a": None}}, "text", None])
+@pytest.mark.parametrize(
+    "options",
+    [{"base_model": 3}, {"others": ["a"]}, {"others": {"a": None}}, {"builtin": "x", "options": 1}, "text", None],
+)
 def test_options_that_are_wrong_are_left_to_data_validation(options):
     from rlhf.data_validation.fingerprint import fingerprint
 

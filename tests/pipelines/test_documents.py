@@ -16,13 +16,14 @@ import yaml
 from google_cloud_pipeline_components.preview.llm import rlhf_pipeline
 
 from docs import commands, cures, errors, over_optimisation, parameters
-from pipelines import params, rft, rlhf
-from pipelines.placement.cluster import Kubernetes, Vertex
+from pipelines import params, plan, rft, rlhf
+from pipelines.placement.cluster import Kubernetes, Vertex, load_profile
 from pipelines.placement.local import place
 from rlhf.config import StageConfig
 from rlhf.data import formats
 from rlhf.data_validation import DataValidationConfig
 from rlhf.data_validation.steps import StepCount
+from rlhf.models import sizes
 from tests.validation import said, validate
 
 ROOT = Path(__file__).parents[2]
@@ -162,6 +163,47 @@ def fits(values: dict[str, Any]) -> None:
 def with_required(config: type[StageConfig], options: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     required = {name: values[name] for name, field in config.model_fields.items() if field.is_required()}
     return required | options
+
+
+# Of models that are named in the documents; their configs are on the Hub.
+CONFIGS = {
+    "Qwen/Qwen2.5-0.5B": {
+        **{"model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864},
+        **{"num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    },
+    "google-t5/t5-base": {"model_type": "t5", "d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12},
+    "google-bert/bert-base-cased": {"model_type": "bert", "vocab_size": 28996},
+}
+CONFIGS["Qwen/Qwen2.5-0.5B-Instruct"] = CONFIGS["Qwen/Qwen2.5-0.5B"]
+
+
+def planned_commands() -> list[Any]:
+    """Each command for a cluster whose file of parameters there is, with that and its profile."""
+    found = []
+    for block in of("sh"):
+        # One tutorial goes on with the other's file.
+        pages = [block.document, ROOT / "docs" / "tutorials" / "kubeflow.md"]
+        saved = [each for page in pages for each in blocks_of(page) if each.text.startswith("# my.yaml")]
+        for words in lines_of(block):
+            given = dict(word.split("=", 1) for word in words if "=" in word)
+            if words[:2] not in (["make", "submit"], ["make", "plan"]) or "PARAMS" not in given:
+                continue
+            mine = given["PARAMS"] == "my.yaml"
+            text = saved[0].text if mine else (ROOT / given["PARAMS"]).read_text(encoding="utf-8")
+            profile = given.get("PROFILE", f"{given.get('PLATFORM')}-l4")
+            # A profile of one's own is a copy of the smallest.
+            profile = f"{given['PLATFORM']}-l4" if profile == "mine.yaml" else profile
+            found.append(pytest.param(text, profile, id=f"{block}-{words[1]}"))
+    return found
+
+
+@pytest.mark.parametrize(("text", "profile"), planned_commands())
+def test_what_is_submitted_by_a_command_of_the_documents_fits_its_profile(text, profile, tmp_path, monkeypatch):
+    for name, config in CONFIGS.items():
+        monkeypatch.setitem(sizes.KNOWN, name, config)
+    (tmp_path / "my.yaml").write_text(text, encoding="utf-8")
+    values = params.read(tmp_path / "my.yaml")
+    assert plan.problems(plan.job_of(values["large_model_reference"], values), load_profile(profile)) == []
 
 
 def test_every_python_block_runs_and_a_grader_in_it_grades(tmp_path, monkeypatch):

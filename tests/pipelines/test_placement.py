@@ -307,6 +307,28 @@ def constants_of(spec: dict, task: str) -> dict:
     return {name: definition.get("defaultValue") for name, definition in given.items()}
 
 
+def on_h200(profile: dict) -> None:
+    profile["stages"]["ppo_trainer"] |= {"accelerator": "NVIDIA_H200_141GB", "count": 8, "machine": "a3-ultragpu-8g"}
+
+
+def test_machines_with_h200_have_the_one_kind_of_disk_that_vertex_gives_them(tmp_path):
+    profile = load_profile(changed(tmp_path, "vertex-l4", on_h200))
+    (path,) = [p for p in compile_pipelines(profile, IMAGES, tmp_path) if p.stem == "rlhf"]
+    (spec,) = yaml.safe_load_all(path.read_text())
+    disks = {
+        task: constants_of(spec, task)["worker_pool_specs"][0]["disk_spec"]["boot_disk_type"]
+        for task in ("ppo-trainer", "reward-trainer", "publisher")
+    }
+    assert disks == {"ppo-trainer": "hyperdisk-balanced", "reward-trainer": "pd-ssd", "publisher": "pd-ssd"}
+
+    def with_another(profile):
+        on_h200(profile)
+        profile["vertex"] = {"disk_type": "pd-standard"}
+
+    with pytest.raises(ProfileError, match=r"vertex.disk_type: found 'pd-standard', expected 'hyperdisk-balanced'"):
+        load_profile(changed(tmp_path, "vertex-l4", with_another))
+
+
 @pytest.mark.parametrize("stage", ["data-validation", "ppo-trainer", "publisher"])
 def test_jobs_of_a_profile_that_names_none_have_the_account_and_the_network_of_the_run(stage):
     """Vertex AI fills both in when the job starts; the network with nothing where the run has none."""

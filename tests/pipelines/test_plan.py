@@ -29,14 +29,14 @@ def test_the_models_that_a_profile_is_meant_for_fit_it(profile):
 
 def test_what_cannot_fit_is_refused_with_what_it_needs_what_there_is_and_what_to_change():
     found = problems(job("llama-2-7b"), load_profile("vertex-l4"))
-    assert [line.split(":")[0] for line in found] == [s for s in STAGES if s not in ("grpo_trainer", "publisher")]
+    assert [line.split(":")[0] for line in found] == ["sft_trainer", "reward_trainer", "ppo_trainer", "evaluator"]
     ppo = next(line for line in found if line.startswith("ppo_trainer"))
     assert "GiB on each NVIDIA_L4 while update (optimiser 50.2, " in ppo
     assert "and there are 22.0" in ppo
     assert "it would fit with tuning qlora for sft, reward and ppo" in ppo
     assert "profile vertex-a100-80g" not in ppo  # 80 GB do not hold it either
-    bulk = next(line for line in found if line.startswith("bulk_inference"))
-    assert "profile vertex-a100-80g" in bulk
+    evaluator = next(line for line in found if line.startswith("evaluator"))
+    assert "profile vertex-a100-80g" in evaluator
 
 
 def test_a_policy_that_is_too_large_for_vllms_share_is_refused_with_the_engine_that_needs_none():

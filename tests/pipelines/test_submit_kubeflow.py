@@ -15,8 +15,11 @@ import pytest
 import yaml
 
 from components.images import STAGES, cluster_images
+from pipelines import rlhf
 from pipelines.compile import compile_pipelines
 from pipelines.placement.cluster import load_profile
+from pipelines.placement.local import place
+from pipelines.submit import check
 from pipelines.submit import kubeflow as module
 from pipelines.submit.__main__ import main
 from pipelines.submit.errors import SubmitError, Unreachable
@@ -294,7 +297,7 @@ def test_the_command_submits_and_follows_to_the_end(server, params, images):
     ]
     assert [line for line in out.splitlines() if line.startswith("run: ")][:2] == ["run: pending", "run: running"]
     assert re.fullmatch(r"run: succeeded after \d+ s", out.splitlines()[-1])
-    assert "root-driver" not in out
+    assert set(re.findall(r"^  ([^:]+): ", out, re.M)) == {"data-validation", "sft-trainer"}, "none of Argo's own nodes"
     assert TOKEN not in out
     spec = server.runs[run]["pipeline_spec"]["pipeline_spec"]
     assert spec["root"]["dag"]["tasks"]["sft-trainer"]["cachingOptions"] == {"enableCache": True}
@@ -325,6 +328,27 @@ def test_ctrl_c_leaves_the_run_running_and_says_how_to_go_on(server, params, ima
     ]
     assert not server.seen("POST", f"{API}/runs/{run}:terminate")
     assert TOKEN not in "".join(lines) + err
+
+
+def test_how_to_go_on_has_all_that_the_next_connection_needs_and_no_secret(
+    server, one_run, tmp_path, monkeypatch, capsys
+):
+    token, authority = tmp_path / "token", tmp_path / "authority.pem"
+    token.write_text(TOKEN)
+    authority.write_text("")
+    monkeypatch.setattr("pipelines.submit.follow.time.sleep", interrupted)
+    server.states = ["RUNNING"]
+    where = ["--token-file", str(token), "--dex-connector", "ldap", "--ca-file", str(authority)]
+    _, _, err = command("--host", server.url, *where, "--follow", one_run, capsys=capsys)
+    again = f"HOST={server.url} TOKEN_FILE={token} DEX_CONNECTOR=ldap CA_FILE={authority}"
+    assert err.splitlines()[3:] == [
+        f"follow: make submit PLATFORM=kubeflow {again} FOLLOW={one_run}",
+        f"stop: make submit PLATFORM=kubeflow {again} STOP={one_run}",
+    ]
+
+
+def interrupted(_):
+    raise KeyboardInterrupt
 
 
 def command(*arguments: str, capsys) -> tuple[int, str, str]:
@@ -367,6 +391,51 @@ def test_a_run_that_failed_is_an_error_with_the_task_and_its_words(server, one_r
     ]
 
 
+def test_of_the_shards_of_a_task_the_worst_is_shown_under_its_own_name(server, one_run):
+    server.tasks = {"bulk-inference-2": ["RUNNING", "FAILED", "SUCCEEDED"], "evaluator": "PENDING"}
+    shown = connected(server).status(one_run).tasks
+    assert shown == {"bulk-inference-after": "FAILED", "evaluator": "PENDING"}
+
+
+def test_a_run_of_an_uploaded_pipeline_has_its_stages_too(server, one_run):
+    spec = server.runs[one_run].pop("pipeline_spec")
+    server.runs[one_run]["pipeline_version_reference"] = {"pipeline_id": "p", "pipeline_version_id": "v"}
+    server.said["GET", f"{API}/pipelines/p/versions/v"] = Answer(200, {"pipeline_spec": spec})
+    server.tasks = {"data-validation": "RUNNING"}
+    assert connected(server).status(one_run).tasks == {"data-validation": "RUNNING"}
+
+
+@pytest.mark.parametrize(
+    ("version", "is_old"), [("2.5.0", True), ("2.16.1", True), ("2.17.0", False), ("3.0.0", False)]
+)
+def test_a_server_that_is_too_old_for_what_is_compiled_is_warned_of(
+    server, params, images, token, capsys, version, is_old
+):
+    server.version = version
+    arguments = ["--host", server.url, "--params", params, "--images", images]
+    code, _, err = command(*arguments, "--no-wait", capsys=capsys)
+    assert code == 0
+    said = (
+        f"warning: host: found Kubeflow Pipelines {version}, expected 2.17.0 or newer; its driver may fail every task"
+    )
+    assert err.startswith(said) if is_old else err == ""
+
+
+def test_a_server_that_does_not_say_how_old_it_is_is_taken(server):
+    server.version = "unknown"
+    assert connected(server).warnings == []
+
+
+def test_the_oldest_server_is_the_one_that_components_and_documents_name():
+    named = {
+        yaml.safe_load(path.read_text())["dependencies"]["kubeflow"][0]["version"]
+        for path in ROOT.glob("components/*/metadata.yaml")
+    }
+    assert named == {f">={module.OLDEST_SERVER}"}
+    for page in ("README.md", "docs/submit.md", "docs/tutorials/kubeflow.md"):
+        assert f"Pipelines {module.OLDEST_SERVER} or newer" in (ROOT / page).read_text(), page
+
+
 def test_a_run_is_stopped_by_its_id(server, one_run, token, capsys):
     code, out, _ = command("--host", server.url, "--stop", one_run, capsys=capsys)
     assert (code, out.splitlines()[0]) == (0, f"asked to stop: {one_run}")
@@ -406,6 +475,16 @@ def test_a_run_that_is_not_there_is_said(server, token, capsys):
         ({"reward": {"batch_size": 0}}, [], "error: reward.batch_size: found 0"),
         ({"prompt_sequence_length": 0}, [], "error: data_validation.prompt_sequence_length: found 0"),
         ({"eval_dataset": "data/e.jsonl"}, [], "error: eval_dataset: found 'data/e.jsonl', a path on this machine"),
+        (
+            {"ppo": {"checkpoint_dir": "checkpoints"}},
+            [],
+            "error: ppo.checkpoint_dir: found 'checkpoints', a path on this",
+        ),
+        (
+            {"evaluation": {"others": {"old": "out/p.jsonl"}}},
+            [],
+            "error: evaluation.others.old: found 'out/p.jsonl', a path on this machine",
+        ),
         ({"publish_to": "out"}, [], "error: publish_to: found 'out', a path on this machine"),
         ({"large_model_reference": "./model"}, [], "error: large_model_reference: found './model', a folder on this"),
         ({}, ["--name", "My Run"], "error: name: found 'My Run', expected a DNS label"),
@@ -427,6 +506,57 @@ def test_what_is_wrong_is_found_before_anything_is_submitted(
     assert len(err.splitlines()) == 1
     assert {request.path for request in server.requests} <= {f"{API}/healthz", f"{API}/experiments"}
     assert not server.runs
+
+
+def test_models_that_do_not_fit_the_profile_are_refused_with_what_would_do_unless_asked_not_to(
+    server, tmp_path, token, images, capsys
+):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({**PARAMS, "large_model_reference": "llama-2-7b"}))
+    given = ["--host", server.url, "--params", str(tmp_path / "p.yaml"), "--images", images, "--no-wait"]
+    code, _, err = command(*given, capsys=capsys)
+    assert code == 2
+    lines = err.splitlines()
+    assert lines[0].startswith("error: reward_trainer: needs ")
+    assert "; it would fit with tuning qlora for sft, reward and ppo" in lines[0]
+    assert lines[-1] == "error: plan: the run cannot fit, for these reasons; PLAN=0 submits it all the same"
+    assert not server.runs
+    code, _, err = command(*given, "--no-plan", capsys=capsys)
+    assert (code, err) == (0, "")
+    assert server.runs
+
+
+KEPT = {
+    "ppo": {"checkpoint_dir": "/checkpoints/ppo"},
+    "evaluation": {
+        "judge": {"model": "m", "base_url": "http://j", "cache": "/cache"},
+        "others": {"old": "/gcs/b/p.jsonl"},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("profile", "not_there"),
+    [
+        ("kubeflow-l4", ["ppo.checkpoint_dir", "evaluation.judge.cache", "evaluation.others.old"]),
+        ("with a volume", ["evaluation.judge.cache", "evaluation.others.old"]),
+        ("vertex-l4", ["ppo.checkpoint_dir", "evaluation.judge.cache"]),
+    ],
+)
+def test_a_folder_that_no_pod_has_by_what_the_profile_says_is_warned_of(tmp_path, profile, not_there):
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({**PARAMS, **KEPT}))
+    if profile == "with a volume":
+        values = yaml.safe_load((ROOT / "pipelines/profiles/kubeflow-l4.yaml").read_text())
+        values["kubernetes"]["volumes"] = [{"claim": "checkpoints", "path": "/checkpoints/"}]
+        profile = str(tmp_path / "mine.yaml")
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    _, warnings = check.parameters(tmp_path / "p.yaml", rlhf.build(place), load_profile(profile))
+    assert [warning.split(":")[0] for warning in warnings] == not_there
+
+
+@pytest.mark.parametrize("model", ["gs://b/model", "/models/none"])
+def test_a_model_whose_size_is_not_known_here_is_submitted_with_a_warning(model):
+    (said,) = check.fits({**PARAMS, "large_model_reference": model}, load_profile("kubeflow-l4"))
+    assert model in said
 
 
 def test_a_name_made_of_what_was_given_is_offered(server, params, capsys):

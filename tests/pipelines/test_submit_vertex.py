@@ -181,7 +181,7 @@ def test_ctrl_c_leaves_the_run_running_and_says_how_to_go_on(server, command, mo
     monkeypatch.setattr("pipelines.submit.follow.time.sleep", interrupted)
     code, _, err = command("--name", "nightly")
     assert code == 130
-    where = "make submit PLATFORM=vertex PROJECT=my-project LOCATION=europe-west4"
+    where = f"make submit PLATFORM=vertex PROJECT=my-project LOCATION=europe-west4 API_ENDPOINT={server.url}"
     assert err.splitlines()[1] == "interrupted; the run goes on"
     assert err.splitlines()[3:] == [f"follow: {where} FOLLOW=nightly", f"stop: {where} STOP=nightly"]
     assert not [request for request in server.requests if request.path.endswith(":cancel")]
@@ -313,7 +313,8 @@ def test_a_parameter_file_with_a_typing_error_is_not_submitted(server, command):
 def test_make_submit_passes_every_setting_on():
     root = Path(__file__).parents[2]
     settings = (
-        "PLATFORM=vertex PROJECT=p LOCATION=l ROOT=gs://b LABELS='a=1 b=2' PARAMS=x.yaml WAIT=0 CACHE=0 NAME=n TAG=t"
+        "PLATFORM=vertex PROJECT=p LOCATION=l ROOT=gs://b LABELS='a=1 b=2' PARAMS=x.yaml WAIT=0 CACHE=0 PLAN=0 NAME=n "
+        "TAG=t"
     )
     shown = subprocess.run(
         f"make --no-print-directory -n -o setup submit {settings} "
@@ -327,7 +328,7 @@ def test_make_submit_passes_every_setting_on():
     expected = (
         'python -m pipelines.submit vertex --pipeline "rlhf" --params "x.yaml" --registry "r" --tag "t" --profile "f" '
         '--name "n" '
-        '--pipeline-root "gs://b" --service-account "s" --no-wait --no-cache --project "p" --location "l" '
+        '--pipeline-root "gs://b" --service-account "s" --no-wait --no-cache --no-plan --project "p" --location "l" '
         '--encryption-key "k" --network "n" --label "a=1" --label "b=2"'
     )
     assert " ".join(shown.split()).endswith(expected)

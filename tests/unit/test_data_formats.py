@@ -159,7 +159,7 @@ def test_prompts_with_references_and_demonstrations_of_every_shape(row, shape, p
         {"messages": [USER]},
         POST,
     ]
-    + [row for row, *_ in PREFERENCES if recognise(row) is not Shape.TRL],
+    + [row for row, *_ in PREFERENCES if recognise(row) not in (Shape.TRL, Shape.TRL_CHAT)],
 )
 def test_prompts_need_no_reference_and_preferences_serve_as_prompts(row):
     assert convert(row, recognise(row), "prompts")["reference"] is None
@@ -175,6 +175,59 @@ def test_of_a_pair_the_chosen_one_demonstrates_unless_the_row_has_a_completion()
     assert convert(TRL, Shape.TRL, "demonstrations") == {"prompt": "P", "completion": "one"}
     assert convert(TRL | {"completion": "best"}, Shape.TRL, "demonstrations")["completion"] == "best"
     assert convert(TRL, Shape.TRL, "prompts")["reference"] is None
+    one, zero = ([said("assistant", text)] for text in ("one", "zero"))
+    for row in (
+        {"prompt": [USER], "chosen": one, "rejected": zero},
+        {"prompt": "Hi?", "chosen": one, "rejected": zero},
+        {"prompt": [USER], "chosen": [USER, *one], "rejected": [USER, *zero]},
+        {"chosen": [USER, *one], "rejected": [USER, *zero]},
+    ):
+        prompt = {"prompt": "user: Hi?\nassistant:"}
+        assert convert(row, recognise(row), "demonstrations") == prompt | {"completion": "one"}
+        assert convert(row | {"completion": zero}, recognise(row), "demonstrations")["completion"] == "zero"
+        assert convert(row, recognise(row), "prompts") == prompt | {"reference": None}
+
+
+BE_KIND = said("system", "Be kind.")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shared"),
+    [
+        ([BE_KIND, USER], [USER]),
+        ([BE_KIND], [USER]),
+        ([BE_KIND, USER], []),
+        ([USER], [BE_KIND, USER]),
+        ([BE_KIND, said("user", "Hi?\n")], [BE_KIND, USER]),
+        ("Hi? ", [BE_KIND, USER]),
+    ],
+)
+def test_messages_that_prompt_and_candidates_both_hold_are_there_once(prompt, shared):
+    row = {"prompt": prompt} | {
+        name: [*shared, said("assistant", text)] for name, text in (("chosen", "one"), ("rejected", "zero"))
+    }
+    expected = {"prompt": "system: Be kind.\nuser: Hi?\nassistant:"}
+    found = convert(row, Shape.TRL_CHAT, "preferences")
+    assert {name: found[name] for name in ("prompt", "chosen")} == expected | {"chosen": "one"}
+    assert convert(row, Shape.TRL_CHAT, "demonstrations") == expected | {"completion": "one"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "P", "completion": "A good answer."},
+        {"prompt": [USER], "completion": [said("assistant", "A good answer.")]},
+    ],
+)
+def test_a_completion_that_is_labelled_undesired_is_neither_demonstrated_nor_a_reference(row):
+    shape = recognise(row)
+    for label in (True, None):
+        assert convert(row | {"label": label}, shape, "demonstrations")["completion"] == "A good answer."
+        assert convert(row | {"label": label}, shape, "prompts")["reference"] == "A good answer."
+    assert convert(row | {"label": False}, shape, "prompts")["reference"] is None
+    with pytest.raises(Unfit) as unfit:
+        convert(row | {"label": False}, shape, "demonstrations")
+    assert (unfit.value.reason, unfit.value.field) == (Reason.UNDESIRED, "label")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +252,6 @@ def test_of_a_pair_the_chosen_one_demonstrates_unless_the_row_has_a_completion()
             (VERTEX | {"choice": choice}, Reason.BAD_CHOICE, "choice")
             for choice in ("1", 2, -1, 0.5, None, True, False, [1], float("nan"))
         ],
-        (VERTEX_CHAT | {"messages": []}, Reason.MISSING_FIELD, "messages"),
         (VERTEX_CHAT | {"messages": "Hi?"}, Reason.NOT_TEXT, "messages"),
         (VERTEX_CHAT | {"messages": [authored("user", " ")]}, Reason.BLANK_PROMPT, "content"),
         (VERTEX_CHAT | {"messages": [authored("user", ["Hi?"])]}, Reason.NOT_TEXT, "content"),

@@ -159,6 +159,33 @@ def test_a_name_with_glob_characters_means_the_file_of_that_name(tmp_path):
     assert len(read(tmp_path / "a[1].jsonl")) == 2
 
 
+def test_links_to_files_and_folders_are_followed_by_patterns(tmp_path):
+    store, data = tmp_path / "store", tmp_path / "data"
+    for folder in (store / "late", data / "early"):
+        folder.mkdir(parents=True)
+        (folder / "t.jsonl").write_text(json.dumps({"name": folder.name}))
+    (store / "blob").write_text(json.dumps({"name": "linked"}))
+    (data / "a.jsonl").symlink_to("../store/blob")
+    (data / "folder.jsonl").symlink_to(store / "late")
+    assert [row.value["name"] for row in read(data / "*.jsonl")] == ["linked"]
+    (data / "b.jsonl").write_text(json.dumps({"name": "plain"}))
+    assert [(row.file, row.value["name"]) for row in read(data / "*.jsonl")] == [
+        (f"{data}/a.jsonl", "linked"),
+        (f"{data}/b.jsonl", "plain"),
+    ]
+    (data / "late").symlink_to(store / "late")
+    assert [row.value["name"] for row in read(data / "*" / "t.jsonl")] == ["early", "late", "late"]
+    assert [row.value["name"] for row in read(data / "**" / "[at].jsonl")] == ["linked", "early"]
+
+
+@pytest.mark.parametrize("pattern", ["*.jsonl", "**/*.jsonl"])
+def test_a_link_to_nothing_is_an_error_that_names_it(tmp_path, pattern):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    with pytest.raises(DataError, match=r"^prompt_dataset: .*/b\.jsonl: is a link to what is not there; put the file"):
+        read(tmp_path / pattern)
+
+
 def test_another_file_system_is_read_and_its_rows_say_so():
     fsspec.filesystem("memory").pipe("/bucket/a.jsonl", LINES)
     assert [row.file for row in read("memory://bucket/*.jsonl")] == ["memory:///bucket/a.jsonl"] * 2

@@ -225,6 +225,21 @@ def test_the_page_opens_without_a_network_and_runs_no_script(odd, tmp_path):
     assert not re.search(r"url\((?!['\"]?#)", html)
 
 
+def test_rows_in_quarantine_are_shown_without_what_is_private(options, tmp_path):
+    token = "ghp_" + "a1" * 18
+    rows = [pair(f"Post {i}") for i in range(40)] + [pair(f"P\n{token}\n+1 212-555-0123") | {"choice": 7}]
+    path = write_rows(tmp_path / "pairs.jsonl", rows)
+    validate(options | {"preference_dataset": path}, tmp_path)
+    for file in ("report.html", "findings.json"):
+        text = (tmp_path / "out" / file).read_text(encoding="utf-8")
+        assert "ghp_…" in text
+        assert token not in text
+        assert "555-0123" not in text
+    with pytest.raises(DataError, match="ghp_…") as error:
+        validate(options | {"preference_dataset": path, "checks": {"quarantined": {"limit": 0.01}}}, tmp_path)
+    assert token not in str(error.value)
+
+
 # The JSON twin
 
 

@@ -54,6 +54,10 @@ def test_a_sound_grader_has_no_problem(trial):
     ("code", "expected"),
     [
         ("import random\ndef grade(completions, **_): return [random.random() for _ in completions]", "not determin"),
+        (
+            "import random\ndef grade(completions, **_): return [random.choice([1.0, 'none']) for _ in completions]",
+            "not determin",
+        ),
         ("def grade(completions, **_): return list(range(len(completions)))", "depends on the other rows of a call"),
         ("def grade(completions, **_): return [1.0] * len(completions)", "100\u00a0% of the rows got the same grade"),
         ("def grade(completions, **_): return [None] * len(completions)", "It gave no row a grade"),
@@ -121,6 +125,12 @@ def test_rows_are_read_in_the_shapes_that_data_comes_in(tmp_path):
         ("1", "b", None), ("1", "c", None), ("2", "y", "y"), ("p", "r", "s"),
     ]  # fmt: skip
     assert rows[2].prompt == [{"role": "user", "content": "x"}]
+    asked, by = {"author": "user", "content": "hi"}, {"author": "assistant"}
+    both = {"candidate_0": "x", "candidate_1": "y", "choice": 1}
+    for last in ([asked, by | both], [asked | both]):
+        (tmp_path / "rows.json").write_text(json.dumps([{"messages": last}]))
+        rows = read_rows(str(tmp_path / "rows.json"), 9)
+        assert [(r.prompt, r.completion) for r in rows] == [([{"role": "user", "content": "hi"}], c) for c in "xy"]
     pq.write_table(pa.table({"prompt": ["a", "b"], "completion": ["c", "d"]}), tmp_path / "rows.parquet")
     assert [row.completion for row in read_rows(str(tmp_path / "rows.parquet"), 1)] == ["c"]
 
@@ -131,6 +141,11 @@ def test_rows_are_read_in_the_shapes_that_data_comes_in(tmp_path):
         ("", "found no rows"),
         ('{"a": 1}', "row 1: found no prompt or input_text or messages among a"),
         ('{"prompt": "a"}', "row 1: found nothing to grade, expected one of prediction"),
+        (
+            '{"messages": [{"author": "user"}], "completion": "c"}',
+            "row 1: found a prompt that is neither text nor mess",
+        ),
+        ('{"prompt": 5, "completion": "c"}', "row 1: found a prompt that is neither text nor messages, expected role"),
         ("<html>", "cannot be read as rows"),
         ("[1]", "row 1: found no mapping"),
     ],
@@ -152,3 +167,10 @@ def test_a_grader_is_named_in_several_ways(tmp_path):
         read_grader(f"{tmp_path}/g.yaml")
     with pytest.raises(ConfigError, match=r"--grader none\.yaml: cannot be read as YAML"):
         read_grader("none.yaml")
+
+
+@pytest.mark.parametrize("name", ["https://host/grader.py?sig=s3cret", "https://u:s3cret@host/grade"])
+def test_no_secret_in_a_graders_name_is_said(name):
+    with pytest.raises(ConfigError) as error:
+        read_grader(name)
+    assert "s3cret" not in str(error.value)

@@ -109,12 +109,25 @@ def test_a_row_that_the_service_could_not_grade_is_nan_and_said(lengths):
     assert found.faults[3].endswith("gave 'high', no number or null, row 4 of 5 (id 'y')")
 
 
-@pytest.mark.parametrize("url", ["https://user:s3cret@grader/g", "https://grader/g?api_key=s3cret&v=1"])
-def test_a_password_in_its_address_is_never_said(url):
-    config = RewardFunction(http=url)
+def test_a_key_in_its_address_is_never_said():
+    config = RewardFunction(http="https://grader/g?api_key=s3cret&v=1")
     for said in (config.words, _graded_by(GRPOTrainerConfig(grader=config), "")):
         assert "s3cret" not in said
         assert "grader/g" in said
+
+
+@pytest.mark.parametrize("others", [{}, {"builtin": "rouge"}, {"retries": -1}])
+def test_an_address_with_user_and_password_is_refused_without_saying_them(others):
+    with pytest.raises(ConfigError, match=r"grader[.:].*http.*…@grader/g") as error:
+        RewardFunction.parse({"http": "https://user:s3cret@grader/g", **others}, "grader")
+    assert "s3cret" not in str(error.value)
+    assert "expected: Value error, a URL without user and password: name a variable" in str(error.value)
+
+
+def test_what_is_wrong_with_two_graders_in_one_is_said_without_their_secrets():
+    with pytest.raises(ConfigError, match="exactly one of function, http") as error:
+        RewardFunction.parse({"http": "https://grader/g?token=s3cret", "builtin": "rouge"}, "grader")
+    assert "s3cret" not in str(error.value)
 
 
 def test_nobody_there_is_said():
@@ -146,6 +159,28 @@ def test_a_service_that_is_slow_is_given_up(trickles):
         stop.set()
     assert "took more than 0.5 s" in message
     assert time.monotonic() - before < 5
+
+
+def test_a_busy_service_that_stalls_in_its_answer_is_asked_again():
+    stop = threading.Event()
+
+    def answer(server):
+        with contextlib.suppress(OSError):
+            connections = []
+            for _ in range(2):
+                connection, _ = server.accept()
+                connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 100\r\n\r\nbus")
+                connections.append(connection)
+            stop.wait(10)
+            for connection in connections:
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        message = failed(grader(url, timeout_seconds=0.5, retries=1))
+        stop.set()
+    assert "answered HTTP 503 (''), 2 times in a row" in message
 
 
 def test_an_answer_that_never_ends_is_given_up(lengths, monkeypatch):

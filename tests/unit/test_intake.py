@@ -51,6 +51,81 @@ def test_two_shapes_in_one_source_are_an_error_naming_both(tmp_path):
         read_source(write_rows(tmp_path / "a.jsonl", rows))
 
 
+def conversation(role: str, **changes) -> dict:
+    """A preference of Vertex's or of TRL's; null where a field is changed to that."""
+    messages = [{role: "user", "content": "Hi?"}]
+    if role == "author":
+        return {"messages": messages, "candidate_0": "one", "candidate_1": "zero", "choice": 0} | changes
+    replies = {name: [{role: "assistant", "content": text}] for name, text in (("chosen", "one"), ("rejected", "zero"))}
+    return {"prompt": messages, **replies} | changes
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize(
+    ("role", "damage", "field"),
+    [
+        ("author", {"messages": []}, "messages"),
+        ("author", {"messages": None}, "messages"),
+        ("author", {"messages": [{"content": "Hi?"}]}, "role"),
+        ("role", {"chosen": []}, "chosen"),
+        ("role", {"prompt": "Hi?", "chosen": []}, "chosen"),
+        ("role", {"prompt": "Hi?", "chosen": None, "rejected": None}, "chosen"),
+        ("role", {"prompt": None, "chosen": None, "rejected": None}, "chosen"),
+        ("role", {"prompt": None, "rejected": []}, "rejected"),
+    ],
+)
+def test_a_conversation_that_lacks_something_is_put_aside_and_no_other_shape(tmp_path, role, damage, field, first):
+    rows = [conversation(role, **damage), conversation(role), conversation(role, id="x")]
+    read = read_source(write_rows(tmp_path / "a.jsonl", rows if first else rows[::-1]))
+    assert (len(read.rows), [(q["reason"], q["field"]) for q in read.quarantined]) == (2, [("missing_field", field)])
+
+
+def test_prompts_alone_are_of_the_shape_of_what_stands_beside_them(tmp_path):
+    alone, chat = {"prompt": "A post."}, {"prompt": [{"role": "user", "content": "Hi?"}]}
+    assert read_source(write_rows(tmp_path / "a.jsonl", [alone]), "prompts").shape is Shape.TRL
+    read = read_source(write_rows(tmp_path / "a.jsonl", [alone, chat]), "prompts")
+    assert (read.shape, [row["prompt"] for row in read.rows]) == (
+        Shape.TRL_CHAT,
+        ["user: A post.\nassistant:", "user: Hi?\nassistant:"],
+    )
+
+
+def test_completions_labelled_undesired_are_put_aside_among_demonstrations(tmp_path):
+    rows = [{"prompt": "A post.", "completion": f"answer number {n}", "label": n != 1} for n in range(3)]
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for source in (path, tmp_path / "a.parquet"):
+        read = read_source(source, "demonstrations")
+        assert [row["completion"] for row in read.rows] == ["answer number 0", "answer number 2"]
+        assert [(q["line"], q["reason"], q["field"]) for q in read.quarantined] == [(2, "undesired", "label")]
+        references = [row["reference"] for row in read_source(source, "prompts").rows]
+        assert references == ["answer number 0", None, "answer number 2"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([None, "jane", None, "jim"], [None, "jane", None, "jim"]),
+        ([None, 3, None, 12], [None, "3", None, "12"]),
+        ([3.0, None, 12.0, 0.5], ["3", None, "12", None]),
+        ([None, None, None, 3.0], [None, None, None, "3"]),
+    ],
+)
+def test_annotators_may_be_missing_and_numbers_may_be_floats(tmp_path, name, given, expected):
+    rows = [TRL | {"chosen": f"one {n}", "annotator": who} for n, who in enumerate(given)]
+    write_rows(tmp_path / "a.jsonl", rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row["annotator"] for row in convert_source(tmp_path / name).rows] == expected
+
+
+def test_a_column_of_annotators_counts_though_the_first_block_has_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "ROWS_PER_PARQUET_BLOCK", 2)
+    rows = [TRL | {"chosen": f"one {n}", "worker_id": None if n < 3 else n} for n in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert [row["annotator"] for row in convert_source(tmp_path / "a.parquet").rows] == [None, None, None, "3", "4"]
+
+
 def test_unknown_fields_are_an_error_naming_them_and_the_known_shapes(tmp_path):
     rows = ["?", {"question": "a", "answer": "b"}]
     with pytest.raises(

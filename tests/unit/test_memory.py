@@ -218,9 +218,15 @@ def test_vllm_beside_training_leaves_the_rest():
     assert ppo_trainer(job(), 1).is_room_for_vllm(1)
 
 
-def test_models_are_loaded_in_float32_before_they_are_held_in_half():
+def test_a_whole_model_is_loaded_in_half_for_inference_and_an_adapter_is_merged_in_float32():
     need = bulk_inference(job(), 1)
     assert parts(need)["policy"] == 2 * LLAMA_7B.parameters
-    assert need.tightest == "loading"
-    assert need.host > 4 * LLAMA_7B.parameters
+    assert need.phases == ["sampling"]
+    assert 2 * LLAMA_7B.parameters < need.host < 3 * LLAMA_7B.parameters
+    merged = bulk_inference(job(common={"tuning": "lora"}, ppo={"save": "merged"}), 1)
+    assert (merged.phases, merged.host) == (need.phases, need.host)
+    adapter = bulk_inference(job(common={"tuning": "lora"}), 1)
+    assert parts(adapter)["policy"] == 2 * LLAMA_7B.parameters
+    assert adapter.tightest == "loading"
+    assert min(adapter.peak, adapter.host) > 4 * LLAMA_7B.parameters
     assert evaluator(job(), 1).peak > 4 * (LLAMA_7B.parameters - LLAMA_7B.vocabulary * LLAMA_7B.hidden)

@@ -1,10 +1,19 @@
+import json
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.data_validation.private_data import EMAIL, KEY_FORMATS, PHONE, Finding, find_private, mask_private
+from rlhf.data_validation.private_data import (
+    EMAIL,
+    KEY_FORMATS,
+    PHONE,
+    Finding,
+    find_private,
+    mask_private,
+    mask_private_json,
+)
 
 # Made up, and put together here so that no scanner takes this file for a leak.
 BASE64 = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7"
@@ -179,3 +188,21 @@ def test_a_key_is_masked_to_its_end_though_its_beginning_tells_what_it_is():
     assert mask_private(f"look: {block}\nbye") == "look: -----BEGIN …\nbye"
     token = "github_" + "pat_" + "a1" * 60
     assert mask_private(f"{token} bye") == "github_pat_… bye"
+
+
+@pytest.mark.parametrize("before", ["", "See\n", "See\r\n", "See\t", 'He said "', "\u00e9 \\ "])
+@pytest.mark.parametrize("cut", [0, 1])
+def test_what_begins_a_line_of_a_row_is_masked_whole_or_cut_off(before, cut):
+    token = "ghp_" + "a1" * 18
+    for private, masked in (
+        (token, "ghp_…"),
+        ("+1 212-555-0123", "+1 … 23"),
+        ("jane.doe@example.org", "j…@e…org"),
+        ("-----BEGIN " + "PRIVATE KEY-----\n" + "A" * 64 + "\n-----END " + "PRIVATE KEY-----", "-----BEGIN …"),
+    ):
+        for ascii_only in (True, False):
+            row = json.dumps({"prompt": f"{before}{private}\nbye", "choice": 1}, ensure_ascii=ascii_only)
+            start, end = row.split(json.dumps(private)[1:-1])
+            row = row[: len(row) - cut]
+            assert mask_private_json(row) == f"{start}{masked}{end}"[: -cut or None]
+    assert mask_private_json(r'{"call": "\u002B1 212-555-0123 \u00e9 \ud83d"}') == r'{"call": "+1 … 23 \u00e9 \ud83d"}'

@@ -1,5 +1,6 @@
 """What the reward trainer does with input that it cannot learn from."""
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -7,6 +8,7 @@ from transformers import LlamaForCausalLM
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, DataError, ModelError, TrainingError
 from rlhf.models.card import ModelCard
+from rlhf.reward_trainer.pairs import Pair, _with_prompts_exchanged
 from rlhf.tracking import read_scalars
 from tests import reward
 
@@ -64,6 +66,48 @@ def test_a_pair_over_the_models_positions_is_named(llama_folder, tmp_path):
         DataError, match=r"preference '7': .* do not fit its 512 positions; lower prompt_sequence_length"
     ):
         reward.train(preferences, llama_folder, tmp_path / "out")
+
+
+def test_a_pair_too_long_for_other_prompts_leaves_the_others_to_be_exchanged(llama_folder, tmp_path):
+    template = Template(suffix="TL;DR:", prompt_sequence_length=400, target_sequence_length=16)
+    rows = reward.rows(40)
+    long = "my bike " * 225  # fits under short prompts alone
+    rows[20] |= {"prompt": "A", "chosen": f"sold {long}"}  # the shortest prompt
+    rows[21] |= {"prompt": "A"}
+    for place in (0, 1, 10, 11, 30, 31):
+        rows[place] |= {"prompt": f"Number {place // 2}. " + "They broke my bike. " * 40}
+    preferences = reward.write_preferences(tmp_path, rows, template)
+    metrics = reward.train(preferences, llama_folder, tmp_path / "out", train_steps=2)
+    assert "accuracy_prompt_swapped" in metrics
+    scores = pq.read_table(tmp_path / "out/scores.parquet").to_pydict()
+    assert [name for name, score in zip(scores["id"], scores["swapped_chosen"], strict=True) if score is None] == ["20"]
+    page = (tmp_path / "out/report.html").read_text()
+    assert "have one prompt" not in page
+    assert "Left out: 1 pair without room for another prompt" in page
+
+
+def test_prompts_are_exchanged_for_the_next_that_fits_or_a_short_one():
+    class Narrow:
+        """Has room for 10 characters."""
+
+        count_tokens = staticmethod(len)
+
+        def encode(self, prompt, text):
+            if len(prompt + text) > 10:
+                raise ModelError("too long")
+            return f"{prompt}+{text}"
+
+    def exchanged(**texts):
+        pairs = [Pair(p, 0, p, text, "r", {}, {}, None, None) for p, text in texts.items()]
+        return _with_prompts_exchanged(Narrow(), pairs)
+
+    assert exchanged(a="c", bb="c", cccccccc="c")["swapped_chosen"] == ["bb+c", "cccccccc+c", "a+c"]
+    assert exchanged(a="c" * 8, dddd="c", bb="c" * 9) == {
+        "swapped_chosen": ["bb" + "+" + "c" * 8, "bb+c", "a" + "+" + "c" * 9],
+        "swapped_rejected": ["bb+r", "bb+r", "a+r"],
+    }
+    assert exchanged(a="c" * 9, dddd="c", bb="c")["swapped_chosen"] == [None, "bb+c", "a+c"]
+    assert exchanged(a="c") == {}
 
 
 def test_a_model_made_for_another_template_is_refused(llama_folder, chat_folder, tmp_path):

@@ -251,6 +251,20 @@ METRICS = {
 }
 
 
+def test_pairs_that_fit_under_no_other_prompt_are_left_out_of_both_accuracies():
+    pairs = held_out()
+    ignored = [None] * 20 + list(pairs.chosen[20:]), [None] * 20 + list(pairs.rejected[20:])
+    findings = examine(held_out(swapped_chosen=ignored[0], swapped_rejected=ignored[1]), training())
+    right = [score > other for score, other in zip(pairs.chosen[20:], pairs.rejected[20:], strict=True)]
+    for found in (findings.accuracy_swapped, findings.accuracy_unswapped):
+        assert (found.correct, found.pairs) == (sum(right), 80)
+    assert findings.ignores_prompt
+    assert "Left out: 20 pairs without room for another prompt" in said(findings)[False]
+    findings = examine(held_out(swapped_chosen=[None] * 100, swapped_rejected=[None] * 100), training())
+    assert findings.ignores_prompt is None
+    assert "No held-out pair has room for another pair's prompt in the model's positions, so" in said(findings)[None]
+
+
 def test_metrics_are_plain_numbers_and_what_is_not_known_is_absent():
     known = examine(held_out(), training()).metrics()
     assert set(known) == METRICS

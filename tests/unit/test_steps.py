@@ -25,6 +25,11 @@ def test_the_formulas_differ_by_the_batches_that_epochs_do_not_fill(rows, batch_
     assert (count.by_epoch(epochs), count.running_on(epochs)) == (by_epoch, running_on)
 
 
+def test_epochs_that_are_set_are_counted_by_the_epoch_as_they_are_set():
+    assert StepCount(rows=3_000, batch_size=64, configured=None, epochs=1).as_json()["steps_by_epoch"] == 47
+    assert StepCount(rows=3_000, batch_size=64, configured=None, epochs=30).as_json()["steps_by_epoch"] == 1_410
+
+
 def test_configured_steps_count_before_epochs():
     count = StepCount(rows=3_000, batch_size=64, configured=1_000, epochs=30)
     assert count.steps == 1_000
