@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from examples.demo import one_fact
 from examples.demo.posts import FACTS, gold_score
-from rlhf.metrics import Accuracy, Share, WinRate, accuracy, ignores_prompt, percent, win_rate
+from rlhf.metrics import Accuracy, Share, WinRate, accuracy, ignores_prompt, win_rate
 from rlhf.report import figures
 from rlhf.report.page import Section, figure, figures_row, paragraph, table, tiles
+from rlhf.words import percent
 
 FELL_BY = 0.5  # gold points below its peak at which a reward that did not fall is called over-optimised
 WINDOW = 5  # updates that a point of the gold curve averages over
@@ -133,10 +134,18 @@ def section(gold: Gold, kl: float) -> Section:
             [
                 ("Gold before", f"{gold.before:.2f}", "of 5"),
                 ("Gold after", f"{gold.after:.2f}", f"of 5, at {kl:.1f} nats of KL"),
-                ("Gold win rate", f"{gold.wins.rate:.0%}", f"95 % interval {gold.wins.low:.0%} to {gold.wins.high:.0%}")
+                (
+                    "Gold win rate",
+                    percent(gold.wins.rate),
+                    f"95 % interval {percent(gold.wins.low)} to {percent(gold.wins.high)}",
+                )
                 if gold.wins.rate is not None
                 else ("Gold win rate", "–", "every pair is a tie"),
-                ("Clean accuracy", f"{gold.clean.rate:.1%}", f"{gold.clean_swapped.rate:.1%} with posts exchanged"),
+                (
+                    "Clean accuracy",
+                    percent(gold.clean.rate),
+                    f"{percent(gold.clean_swapped.rate)} with posts exchanged",
+                ),
             ]
         )
         + paragraph(gold.wins.in_words()[0].upper() + gold.wins.in_words()[1:] + ", by gold score.")
@@ -163,13 +172,14 @@ def section(gold: Gold, kl: float) -> Section:
 def _reward_model(gold: Gold) -> Markup:
     """What the reward model got right, beside the best there is, and what it does not see."""
     drop = gold.clean.rate - gold.clean_swapped.rate
+    right, swapped = percent(gold.clean.rate), percent(gold.clean_swapped.rate)
     reads = (
-        f"The reward model ignores the post: against clean labels it is right in {gold.clean.rate:.1%} with the right "
-        f"posts and in {gold.clean_swapped.rate:.1%} with exchanged ones. It learned how a good summary looks, not "
+        f"The reward model ignores the post: against clean labels it is right in {right} with the right posts and in "
+        f"{swapped} with exchanged ones. It learned how a good summary looks, not "
         "whether it is true; that summaries stay faithful is owed to the policy it started from and the KL penalty."
         if ignores_prompt(gold.clean.rate, gold.clean_swapped.rate)
-        else f"The reward model reads the post: against clean labels it is right in {gold.clean.rate:.1%} with the "
-        f"right posts and in {gold.clean_swapped.rate:.1%} with exchanged ones, {100 * drop:.0f} points less."
+        else f"The reward model reads the post: against clean labels it is right in {right} with the right posts and "
+        f"in {swapped} with exchanged ones, {100 * drop:.0f} points less."
     )
     accuracies = table(
         ["accuracy on held-out pairs", "best possible", "reward model", "95 % interval"],
