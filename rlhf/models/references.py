@@ -77,8 +77,8 @@ def check(reference: str, parameter: str) -> None:
         fs, folder = _filesystem(expanded, label)
         names = [name.rsplit("/", 1)[-1] for name in _remotely(label, fs.ls, folder, detail=False)]
         _check_files(names, label)
-        if ADAPTER_CONFIG not in names:
-            _check_config(_remotely(label, fs.cat_file, f"{folder}/config.json"), label)
+        said = FILE_NAME if ADAPTER_CONFIG in names else "config.json"
+        _check_config(_remotely(label, fs.cat_file, f"{folder}/{said}"), label, said)
     elif _is_local(expanded):
         _check_folder(Path(expanded), label)
     else:
@@ -115,8 +115,8 @@ def _check_folder(folder: Path, label: str) -> None:
         raise ModelError(f"{label}: no such folder, expected one with config.json and safetensors weights")
     names = [path.name for path in folder.iterdir()]
     _check_files(names, label)
-    if ADAPTER_CONFIG not in names:
-        _check_config((folder / "config.json").read_bytes(), label)
+    said = FILE_NAME if ADAPTER_CONFIG in names else "config.json"
+    _check_config((folder / said).read_bytes(), label, said)
 
 
 def _check_files(names: Collection[str], label: str) -> None:
@@ -133,17 +133,23 @@ def _check_files(names: Collection[str], label: str) -> None:
     raise ModelError(f"{label}: no weights there, expected *.safetensors beside config.json")
 
 
-def _check_config(content: bytes, label: str) -> None:
+def _check_config(content: bytes, label: str, file: str) -> None:
+    """Check a model's config.json; of an adapter, its card, and the base that it stands on."""
     try:
         config = json.loads(content)
     except ValueError as error:
-        raise ModelError(f"{label}: config.json is not JSON ({error})") from error
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ModelError(f"{label}: config.json names no model_type, expected the one of a transformers model")
+        raise ModelError(f"{label}: {file} is not JSON ({error})") from error
+    wanted, of = ("base", "the reference of its base model")
+    if file != FILE_NAME:
+        wanted, of = ("model_type", "the one of a transformers model")
+    if not isinstance(config, dict) or not isinstance(config.get(wanted), str):
+        raise ModelError(f"{label}: {file} names no {wanted}, expected {of}")
+    if file == FILE_NAME:
+        check(config["base"], f"{label}: its base")
 
 
 def _check_hub(model_id: str, label: str) -> None:
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
     api = HfApi()
@@ -170,7 +176,10 @@ def _check_hub(model_id: str, label: str) -> None:
             f"{label}: no local folder of that name, and the Hugging Face Hub cannot be asked for it ({cause}); "
             "name a local folder, or download the model into the Hub's cache before"
         ) from error
-    _check_files([sibling.rfilename for sibling in model.siblings or []], label)
+    names = [sibling.rfilename for sibling in model.siblings or []]
+    _check_files(names, label)
+    if ADAPTER_CONFIG in names:
+        _check_config(Path(_remotely(label, hf_hub_download, model_id, FILE_NAME)).read_bytes(), label, FILE_NAME)
 
 
 def _filesystem(uri: str, label: str) -> tuple[Any, str]:

@@ -281,3 +281,21 @@ def test_what_is_said_of_a_model_holds_no_secret_of_its_address():
     with pytest.raises(ModelError, match=r"sig=…") as error:
         references.check("memory://nothing/there?sig=s3cret", "large_model_reference")
     assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_the_base_of_an_adapter_is_looked_at_too(tmp_path, place):
+    base = model_folder(tmp_path / "base", WEIGHTS)
+    folder = model_folder(tmp_path / "adapter", "adapter_config.json", "adapter_model.safetensors", config=None)
+    reference = str(folder) if place == "folder" else "memory://adapters/one"
+
+    def stands_on(base: Path) -> None:
+        ModelCard(kind="policy", base=str(base)).save(folder)
+        files = {f"/adapters/one/{file.name}": file.read_bytes() for file in folder.iterdir()}
+        fsspec.filesystem("memory").pipe(files)
+
+    stands_on(base)
+    references.check(reference, "large_model_reference")
+    stands_on(tmp_path / "gone")
+    with pytest.raises(ModelError, match=f"large_model_reference '{reference}': its base '.*gone': no such folder"):
+        references.check(reference, "large_model_reference")
