@@ -5,7 +5,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,8 @@ def check(reference: str, parameter: str) -> None:
         fs, folder = _filesystem(expanded, label)
         names = [name.rsplit("/", 1)[-1] for name in _remotely(label, fs.ls, folder, detail=False)]
         _check_files(names, label)
-        said = FILE_NAME if ADAPTER_CONFIG in names else "config.json"
-        _check_config(_remotely(label, fs.cat_file, f"{folder}/{said}"), label, said)
+        look, file = _looked_at(names)
+        look(_remotely(label, fs.cat_file, f"{folder}/{file}"), label)
     elif _is_local(expanded):
         _check_folder(Path(expanded), label)
     else:
@@ -115,8 +115,8 @@ def _check_folder(folder: Path, label: str) -> None:
         raise ModelError(f"{label}: no such folder, expected one with config.json and safetensors weights")
     names = [path.name for path in folder.iterdir()]
     _check_files(names, label)
-    said = FILE_NAME if ADAPTER_CONFIG in names else "config.json"
-    _check_config((folder / said).read_bytes(), label, said)
+    look, file = _looked_at(names)
+    look((folder / file).read_bytes(), label)
 
 
 def _check_files(names: Collection[str], label: str) -> None:
@@ -133,19 +133,26 @@ def _check_files(names: Collection[str], label: str) -> None:
     raise ModelError(f"{label}: no weights there, expected *.safetensors beside config.json")
 
 
-def _check_config(content: bytes, label: str, file: str) -> None:
-    """Check a model's config.json; of an adapter, its card, and the base that it stands on."""
+def _looked_at(names: Collection[str]) -> tuple[Callable[[bytes, str], None], str]:
+    """What checks a model's folder further, and the file there that it reads."""
+    return (_check_adapter, FILE_NAME) if ADAPTER_CONFIG in names else (_check_config, "config.json")
+
+
+def _check_config(content: bytes, label: str) -> None:
     try:
         config = json.loads(content)
     except ValueError as error:
-        raise ModelError(f"{label}: {file} is not JSON ({error})") from error
-    wanted, of = ("base", "the reference of its base model")
-    if file != FILE_NAME:
-        wanted, of = ("model_type", "the one of a transformers model")
-    if not isinstance(config, dict) or not isinstance(config.get(wanted), str):
-        raise ModelError(f"{label}: {file} names no {wanted}, expected {of}")
-    if file == FILE_NAME:
-        check(config["base"], f"{label}: its base")
+        raise ModelError(f"{label}: config.json is not JSON ({error})") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise ModelError(f"{label}: config.json names no model_type, expected the one of a transformers model")
+
+
+def _check_adapter(content: bytes, label: str) -> None:
+    try:
+        base = json.loads(content)["base"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{label}: rlhf.json names no base, expected the reference of a base model") from error
+    check(base, f"{label}: its base")
 
 
 def _check_hub(model_id: str, label: str) -> None:
@@ -179,7 +186,7 @@ def _check_hub(model_id: str, label: str) -> None:
     names = [sibling.rfilename for sibling in model.siblings or []]
     _check_files(names, label)
     if ADAPTER_CONFIG in names:
-        _check_config(Path(_remotely(label, hf_hub_download, model_id, FILE_NAME)).read_bytes(), label, FILE_NAME)
+        _check_adapter(Path(_remotely(label, hf_hub_download, model_id, FILE_NAME)).read_bytes(), label)
 
 
 def _filesystem(uri: str, label: str) -> tuple[Any, str]:

@@ -111,8 +111,8 @@ def read_grader(name: str) -> RewardFunction:
     try:
         options = yaml12.parse(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        said = " ".join(str(error).split())
-        raise ConfigError(redacted(f"--grader {name}: cannot be read as YAML ({said})")) from error
+        said = redacted(" ".join(str(error).split()))
+        raise ConfigError(f"--grader {redacted(name)}: cannot be read as YAML ({said})") from error
     if isinstance(options, dict) and isinstance(options.get("grader"), dict):
         options = options["grader"]
     return RewardFunction.parse({"sum": options} if isinstance(options, list) else options, "grader")
