@@ -167,7 +167,12 @@ def annotator(row: dict[str, Any], name: str) -> str | None:
     value = row.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return str(value) if isinstance(value, str | int) else None
+    return storable(str(value)) if isinstance(value, str | int) else None
+
+
+def storable(text: str) -> str:
+    """Text as Parquet can hold it: a lone surrogate becomes the escape it came from."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def convert(

@@ -25,6 +25,7 @@ from rlhf.data.formats import (
     own_id,
     parse,
     recognise,
+    storable,
 )
 from rlhf.data.parallel import ordered_map
 from rlhf.data.sources import Block, Piece, Source
@@ -181,7 +182,7 @@ class Intake:
                         "offset": block.offset[index].as_py(),
                         "reason": str(unfit.reason),
                         "field": unfit.field,
-                        "row": _storable(block.row_text(index)),
+                        "row": storable(block.row_text(index)),
                     }
                 )
         if kept:
@@ -279,8 +280,3 @@ def _annotator_of(block: Block) -> tuple[str | None, bool]:
 
 
 _ANNOTATOR = f'"({"|".join(ANNOTATOR_FIELDS)})"'
-
-
-def _storable(text: str) -> str:
-    """Text as Parquet can hold it: a lone surrogate becomes the escape it came from."""
-    return text.encode(errors="backslashreplace").decode()

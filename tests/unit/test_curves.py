@@ -143,7 +143,7 @@ def test_long_curves_are_averaged_into_fewer_points(tmp_path):
 
 def test_values_that_are_not_finite_leave_gaps(tmp_path):
     write_events(tmp_path / "run", {"reward": [(1, 1.0), (2, math.nan), (3, math.inf)], "kl_loss": [(1, math.nan)]})
-    assert captions(rendered(str(tmp_path / "run"))) == ["reward: from 1 to no number.", "kl_loss: at no number."]
+    assert captions(rendered(str(tmp_path / "run"))) == ["reward: from 1 to not known.", "kl_loss: at not known."]
 
 
 @pytest.mark.parametrize(

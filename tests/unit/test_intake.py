@@ -119,6 +119,12 @@ def test_annotators_may_be_missing_and_numbers_may_be_floats(tmp_path, name, giv
     assert [row["annotator"] for row in convert_source(tmp_path / name).rows] == expected
 
 
+def test_an_annotator_with_half_a_character_is_kept_as_its_escape(tmp_path):
+    rows = [json.dumps(TRL | {"annotator": "\ud800 b"}), json.dumps(TRL | {"chosen": "one", "annotator": "c"})]
+    write_rows(tmp_path / "a.jsonl", rows)
+    assert [row["annotator"] for row in convert_source(tmp_path / "a.jsonl").rows] == ["\\ud800 b", "c"]
+
+
 def test_a_column_of_annotators_counts_though_the_first_block_has_none(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROWS_PER_PARQUET_BLOCK", 2)
     rows = [TRL | {"chosen": f"one {n}", "worker_id": None if n < 3 else n} for n in range(5)]
