@@ -27,6 +27,7 @@ OVERHEAD = 1.5 * 2**30
 EXCHANGE = 2**30  # NCCL's buffers, where there are several processes
 SCORED_AT_ONCE = 32_768  # rlhf.models.scoring.TOKENS_AT_ONCE, on a GPU
 CACHE_GROWTH = 64  # rlhf.models.generation.GROWTH
+PROMPTS_AT_ONCE = 65_536  # tokens: rlhf.models.generation.PROMPT_TOKENS_AT_ONCE
 LOGITS_AT_ONCE = 8192  # tokens, of TRL's fused output layer
 VLLM_SHARE = 0.3  # rlhf.models.engines.VLLM_SHARE
 
@@ -383,7 +384,9 @@ def _sampling(job: Job, tokens_at_once: int, cache: float, synced: bool = False)
     rows = max(1, tokens_at_once // job.length)
 
     def taken(rows: int) -> float:
-        prompts = min(rows * job.prompt_length, max(65_536, 16 * rows))
+        prompts = rows * job.prompt_length
+        if not synced:
+            prompts = min(prompts, max(PROMPTS_AT_ONCE, job.prompt_length))
         choosing = rows * job.policy.vocabulary * 28  # logits, probabilities, and their sums in double precision
         inside = _inside(job.policy, prompts, HALF, job.prompt_length, grad=False)
         return rows * (job.length + CACHE_GROWTH) * cache + max(inside, choosing)

@@ -5,7 +5,6 @@ import contextlib
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from transformers import (
@@ -21,13 +20,13 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import BaseModelOutput
 
+from rlhf.models.batching import by_length
 from rlhf.models.sparing import LastLayer
 
 GROWTH = 64  # tokens that a cache grows by
 WORTH_DROPPING = 0.75  # of a batch's rows: when fewer are left, those that are done leave
 # Of prompts that are read together. A processor is fastest with as much as its caches hold.
 PROMPT_TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 65_536}
-FEWEST_AT_ONCE = 16  # of one prompt
 
 
 def generate(
@@ -46,21 +45,17 @@ def generate(
         prompts, mask: (rows, longest), padded on the left; an encoder's on the right.
         synced: Keep step with other processes that hold parts of the model.
     """
-    state = _State(model, prompts, mask, synced)
     completions: list[list[int]] = [[] for _ in range(len(prompts))]
     left = torch.arange(len(prompts), device=prompts.device)
-    read_last = contextlib.nullcontext if synced else LastLayer(model).read_last
-    while len(left):
-        said = state.length
-        may_leave = state.caches and not synced
-        few = FewLeft(config.eos_token_id, int(WORTH_DROPPING * len(left)) if may_leave else 0)
-        step = copy.copy(config)
-        step.max_new_tokens = config.max_new_tokens - said
-        if state.hidden:
-            step.decoder_start_token_id = state.last_tokens
-        if state.caches and not said and not model.config.is_encoder_decoder:
-            step.prefill_chunk_size = max(FEWEST_AT_ONCE, PROMPT_TOKENS_AT_ONCE[prompts.device.type] // len(prompts))
-        with read_last():
+    with contextlib.nullcontext() if synced else LastLayer(model).read_last():
+        state = _State(model, config, prompts, mask, synced)
+        while len(left):
+            may_leave = state.caches and not synced
+            few = FewLeft(config.eos_token_id, int(WORTH_DROPPING * len(left)) if may_leave else 0)
+            step = copy.copy(config)
+            step.max_new_tokens = config.max_new_tokens - state.length
+            if state.hidden:
+                step.decoder_start_token_id = state.last_tokens
             output = model.generate(
                 **state.inputs(),
                 generation_config=step,
@@ -68,12 +63,12 @@ def generate(
                 stopping_criteria=StoppingCriteriaList([few]),
                 synced_gpus=synced,
             )
-        output = state.whole(output)
-        done = few.done if output.shape[1] - state.begin < config.max_new_tokens else torch.ones_like(few.done)
-        for row, tokens in zip(left[done].tolist(), output[done, state.begin :].tolist(), strict=True):
-            completions[row] = tokens
-        left = left[~done]
-        state.keep(~done, output)
+            output = state.whole(output)
+            done = few.done if output.shape[1] - state.begin < config.max_new_tokens else torch.ones_like(few.done)
+            for row, tokens in zip(left[done].tolist(), output[done, state.begin :].tolist(), strict=True):
+                completions[row] = tokens
+            left = left[~done]
+            state.keep(~done, output)
     return completions
 
 
@@ -104,15 +99,10 @@ class FewLeft(StoppingCriteria):
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache with room for tokens to come; DynamicLayer copies all that it holds at every token.
+    """A cache with room for tokens to come; DynamicLayer copies all that it holds at every token."""
 
-    Args:
-        expected: Tokens that are known to come.
-    """
-
-    def __init__(self, expected: int = 0):
+    def __init__(self):
         super().__init__()
-        self.expected = expected
         self._rooms: dict[str, torch.Tensor] = {}
 
     def update(
@@ -135,7 +125,7 @@ class RoomyLayer(DynamicLayer):
         after = before + new.shape[-2]
         room = self._rooms.get(name)
         if room is None or room.shape[-2] < after:
-            room = new.new_empty(*new.shape[:2], max(after, self.expected) + GROWTH, new.shape[-1])
+            room = new.new_empty(*new.shape[:2], after + GROWTH, new.shape[-1])
             if before:
                 room[:, :, :before] = held
             self._rooms[name] = room
@@ -146,7 +136,9 @@ class RoomyLayer(DynamicLayer):
 class _State:
     """What `generate` is to go on from."""
 
-    def __init__(self, model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor, synced: bool):
+    def __init__(
+        self, model: PreTrainedModel, config: GenerationConfig, prompts: torch.Tensor, mask: torch.Tensor, synced: bool
+    ):
         self._is_seq2seq = model.config.is_encoder_decoder
         self._prompts, self._mask = prompts, mask
         self._said: torch.Tensor | None = None
@@ -156,14 +148,15 @@ class _State:
         self.caches: list[Cache] = []
         """Of keys and values; none where a model has a state of another kind, which transformers is left to keep."""
         if _has_attention_only(model):
-            expected = 0 if self._is_seq2seq else prompts.shape[1]
-            self.caches = [Cache(layer_class_to_replicate=partial(RoomyLayer, expected))]
+            self.caches = [Cache(layer_class_to_replicate=RoomyLayer)]
             self._cache = self.caches[0]
         if self._is_seq2seq:
             self.caches.append(Cache(layer_class_to_replicate=DynamicLayer))
             self._cache = EncoderDecoderCache(*self.caches)
             rows = len(prompts) if synced else max(1, PROMPT_TOKENS_AT_ONCE[prompts.device.type] // prompts.shape[1])
             self._encoded = _encode(model, prompts, mask, rows)
+        elif self.caches and not synced:  # processes that keep step read all at once, as often as each other
+            _read_ahead(model, config, prompts, mask, self.caches[0])
 
     @property
     def length(self) -> int:
@@ -218,6 +211,48 @@ def _encode(model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor, r
             states = output.last_hidden_state.new_zeros(*prompts.shape, output.last_hidden_state.shape[-1])
         states[part, :longest] = output.last_hidden_state
     return BaseModelOutput(states)
+
+
+def _read_ahead(
+    model: PreTrainedModel, config: GenerationConfig, prompts: torch.Tensor, mask: torch.Tensor, cache: Cache
+) -> None:
+    """Put keys and values of all prompts but their last tokens into a cache; those of similar length are read together.
+
+    Args:
+        prompts, mask: (rows, longest), padded on the left.
+    """
+    lengths = mask.sum(1).tolist()
+    step = copy.copy(config)
+    step.max_new_tokens = 1
+    parts = []
+    for rows in by_length(lengths, PROMPT_TOKENS_AT_ONCE[prompts.device.type]):
+        longest = lengths[rows[-1]]
+        if longest > 1:
+            part = Cache(layer_class_to_replicate=DynamicLayer)
+            read = slice(-longest, -1)
+            model.generate(
+                input_ids=prompts[rows, read],
+                attention_mask=mask[rows, read],
+                past_key_values=part,
+                generation_config=step,
+                use_cache=True,
+            )
+            parts.append((rows, part.layers))
+    shape = prompts.shape[0], prompts.shape[1] - 1
+    for index in range(len(parts[0][1]) if parts else 0):
+        taken = [(rows, layers.pop(0)) for rows, layers in parts]  # so that no layer stays twice
+        keys = _together([(rows, layer.keys) for rows, layer in taken], shape)
+        values = _together([(rows, layer.values) for rows, layer in taken], shape)
+        cache.update(keys, values, index)
+
+
+def _together(parts: Sequence[tuple[list[int], torch.Tensor]], shape: tuple[int, int]) -> torch.Tensor:
+    """States of some rows each, (rows, heads, tokens, size), padded on the left to a shape of (rows, tokens)."""
+    first = parts[0][1]
+    whole = first.new_zeros(shape[0], first.shape[1], shape[1], first.shape[3])
+    for rows, states in parts:
+        whole[rows, :, -states.shape[2] :] = states
+    return whole
 
 
 def _has_attention_only(model: PreTrainedModel) -> bool:

@@ -211,11 +211,15 @@ class Policy:
 
     def tempered(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
         """Logits of what is sampled: in float32, at the temperature, -inf on forbidden tokens. (..., vocabulary)."""
-        logits = logits.float() / temperature
+        return self.without_forbidden(logits.float() / temperature)
+
+    def without_forbidden(self, logits: torch.Tensor) -> torch.Tensor:
+        """-inf put in place of the logits of forbidden tokens, (..., vocabulary); no gradient went back to them."""
         if self._forbidden is None or self._forbidden.device != logits.device:
             with torch.inference_mode(False):  # autograd is to take it too
                 self._forbidden = torch.tensor(self.forbidden, dtype=torch.long, device=logits.device)
-        return logits.index_fill_(-1, self._forbidden, float("-inf"))
+        with torch.no_grad():
+            return logits.index_fill_(-1, self._forbidden, float("-inf"))
 
 
 class Sampling(RowProcessor):

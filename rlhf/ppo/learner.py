@@ -13,7 +13,7 @@ from rlhf.models.batching import by_length
 from rlhf.models.draws import generator
 from rlhf.ppo import maths
 from rlhf.ppo.config import PPOTrainerConfig
-from rlhf.ppo.networks import Batch, Episode, Networks, chosen_log_probs
+from rlhf.ppo.networks import Batch, Episode, Networks
 from rlhf.ppo.sharding import clip_gradients, is_spread, spread_like, whole
 from rlhf.training import processes
 
@@ -244,7 +244,7 @@ class Learner:
             hidden = hidden.detach().requires_grad_()
             with self.networks.precision():
                 logits = self.networks.logits(hidden, config.temperature)
-            now = chosen_log_probs(logits, tokens)
+            now = maths.chosen_log_probs(logits, tokens)
             losses, clipped = maths.policy_loss(now, old, advantages, config.clip_range)
             loss = weight * losses.sum()
             bonus = weight * config.entropy_coeff * maths.entropy(logits).sum() if config.entropy_coeff else 0.0

@@ -7,6 +7,7 @@ Tensors are (episodes, tokens) over response tokens only, or flat (tokens,) wher
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def masked_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -159,6 +160,32 @@ def value_loss(
     near = old_values + (values - old_values).clamp(-clip_range, clip_range)
     plain, bounded = (values - returns) ** 2, (near - returns) ** 2
     return 0.5 * torch.maximum(plain, bounded), (bounded > plain).float()
+
+
+def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Log-probability of one token each: (tokens, vocabulary) and (tokens,) to (tokens,)."""
+    return _ChosenLogProbs.apply(logits, tokens)
+
+
+class _ChosenLogProbs(torch.autograd.Function):
+    """`log_softmax` and `gather`, whose gradient, one-hot less softmax, takes the room of the log-probabilities.
+
+    Logits of a large vocabulary are all that is large: autograd's own way, with two more tensors of their size, takes
+    longer than the output layer's matrix product. It can go back only once; autograd itself refuses the second time.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        log_probs = torch.log_softmax(logits, -1)
+        ctx.save_for_backward(log_probs, tokens[:, None])
+        return log_probs.gather(-1, tokens[:, None])[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        log_probs, tokens = ctx.saved_tensors
+        of_logits = log_probs.exp_().mul_(-gradient[:, None])
+        return of_logits.scatter_add_(-1, tokens, gradient[:, None]), None
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

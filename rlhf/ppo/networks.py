@@ -15,6 +15,7 @@ from rlhf.models.loading import Kind, computing_in, score_heads, working_dtype
 from rlhf.models.policy import Policy, pad_right
 from rlhf.models.scoring import RewardModel
 from rlhf.models.sparing import LastLayer
+from rlhf.ppo import maths
 from rlhf.ppo.config import PPOTrainerConfig
 from rlhf.training import processes
 
@@ -254,7 +255,7 @@ class Networks:
     def logits(self, hidden: torch.Tensor, temperature: float, reference: bool = False) -> torch.Tensor:
         """Logits of what is sampled: (positions, hidden) to (positions, vocabulary), in float32."""
         base = self._reference if reference and self._reference is not None else self.base
-        return self.policy.tempered(_output(base, hidden), temperature)
+        return self.policy.without_forbidden(_output(base, hidden, temperature).float())
 
     def log_probs(
         self, hidden: torch.Tensor, batch: Batch, temperature: float, at_once: int, reference: bool = False
@@ -262,7 +263,7 @@ class Networks:
         """Log-probability of each response token as it would be sampled, without gradients: (response tokens,)."""
         parts = zip(hidden[batch.spoken].split(at_once), batch.tokens.split(at_once), strict=True)
         return torch.cat(
-            [chosen_log_probs(self.logits(part, temperature, reference), tokens) for part, tokens in parts]
+            [maths.chosen_log_probs(self.logits(part, temperature, reference), tokens) for part, tokens in parts]
         )
 
     @contextlib.contextmanager
@@ -309,11 +310,6 @@ class Networks:
             )
 
 
-def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Log-probability of one token each: (tokens, vocabulary) and (tokens,) to (tokens,)."""
-    return logits.gather(-1, tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
-
-
 def _is_of_critic(name: str) -> bool:
     return not name.startswith("policy.") or ".critic." in name
 
@@ -323,10 +319,14 @@ def _whole(model: PreTrainedModel) -> PreTrainedModel:
     return model.get_base_model() if adapting.is_adapted(model) else model
 
 
-def _output(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+def _output(model: PreTrainedModel, hidden: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """Logits over the temperature."""
     if getattr(model.config, "scale_decoder_outputs", False):  # T5 whose output layer is its embedding
         hidden = hidden * model.config.d_model**-0.5
-    return model.get_output_embeddings()(hidden)
+    layer = model.get_output_embeddings()
+    if layer.bias is not None:
+        return layer(hidden) / temperature
+    return layer(hidden / temperature)  # the same, of many fewer numbers
 
 
 def _reads_alike(policy: Policy, reward_model: RewardModel | None) -> bool:

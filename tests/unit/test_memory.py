@@ -134,6 +134,7 @@ def test_a_model_without_attention_is_refused_by_name(tmp_path):
 def test_the_cache_of_a_rollout_has_rotated_keys_in_float32(llama_folder):
     """Autocast computes keys in bfloat16; rotating them by angles in float32 gives float32 again."""
     import torch
+    from transformers import GenerationConfig
 
     from rlhf.memory import _cache
     from rlhf.models.generation import _State
@@ -143,11 +144,19 @@ def test_the_cache_of_a_rollout_has_rotated_keys_in_float32(llama_folder):
     model = Policy.load(llama_folder).model
     ids = torch.ones(2, 7, dtype=torch.long)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        state = _State(model, ids, ids, synced=False)
+        state = _State(model, GenerationConfig(), ids, ids, synced=True)
         model(**state.inputs())
     layers = state.caches[0].layers
     held = sum(t.numel() * t.element_size() for layer in layers for t in (layer.keys, layer.values))
     assert held == 2 * 7 * _cache(measure(model), 2)
+
+
+def test_the_plan_has_as_much_room_as_sampling_takes():
+    from rlhf import memory
+    from rlhf.models import generation
+
+    assert memory.CACHE_GROWTH == generation.GROWTH
+    assert generation.PROMPT_TOKENS_AT_ONCE["cuda"] == memory.PROMPTS_AT_ONCE
 
 
 def test_a_model_in_4_bits_takes_an_eighth():

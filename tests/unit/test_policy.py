@@ -271,38 +271,75 @@ def test_rows_that_are_done_leave_the_batch_and_change_nothing(policy, monkeypat
     assert found[0] == found[1] == found[2]
 
 
-def test_a_prompt_read_in_parts_is_the_same_prompt(policy, monkeypatch):
-    prompts = [policy.encode_prompt(text * 3) for text in PROMPTS]
-    whole = policy.generate(prompts, 12, 0.0)
+@pytest.fixture
+def read(policy) -> list[tuple[int, int]]:
+    """(rows, tokens) of each forward pass of the policy, as they come."""
+    shapes: list[tuple[int, int]] = []
+    policy.model.register_forward_pre_hook(
+        lambda module, inputs, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+@pytest.mark.parametrize("policy_folder", ["llama"], indirect=True)
+def test_prompts_are_read_with_those_of_their_length_each_as_if_alone(policy, read, monkeypatch):
+    prompts = [policy.encode_prompt(text) for text in PROMPTS]
+    alone = [policy.generate([prompt], 12, 0.0)[0] for prompt in prompts]
+    read.clear()
+    short, middle, long = sorted(map(len, prompts))
+    monkeypatch.setitem(generation.PROMPT_TOKENS_AT_ONCE, "cpu", 2 * middle)
+    assert policy.generate(prompts, 12, 0.0) == alone
+    assert short < middle < long < 2 * middle
+    assert read[:3] == [(2, middle - 1), (1, long - 1), (3, 1)]
+
+
+@pytest.mark.parametrize("policy_folder", ["llama"], indirect=True)
+def test_prompts_of_one_token_are_read_too(policy, read):
+    prompts = [policy.encode_prompt(PROMPTS[0])[-1:], policy.encode_prompt(PROMPTS[1])]
+    alone = [policy.generate([prompt], 12, 0.0)[0] for prompt in prompts]
+    read.clear()
+    assert policy.generate(prompts, 12, 0.0) == alone
+    read.clear()
+    assert policy.generate(prompts[:1], 12, 0.0) == alone[:1]
+    assert read[0] == (1, 1)
+
+
+@pytest.mark.parametrize("policy_folder", ["llama"], indirect=True)
+def test_processes_that_keep_step_read_their_prompts_in_as_many_passes_whatever_their_length(
+    policy, read, monkeypatch, one_process
+):
     monkeypatch.setitem(generation.PROMPT_TOKENS_AT_ONCE, "cpu", 1)
-    assert policy.generate(prompts, 12, 0.0) == whole
+    for text in PROMPTS:
+        prompt = policy.encode_prompt(text)
+        assert policy.generate([prompt], 12, 0.0, synced=True) == policy.generate([prompt], 12, 0.0)
+        read.clear()
+        (said,) = policy.generate([prompt], 12, 0.0, synced=True)
+        assert read == [(1, len(prompt)), *[(1, 1)] * (len(said) - 1)]
+
+
+@pytest.fixture
+def one_process():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def test_a_cache_with_room_holds_what_the_usual_one_holds():
     from transformers.cache_utils import DynamicLayer
 
     usual = DynamicLayer()
-    ours = [generation.RoomyLayer(expected) for expected in (0, 100)]
+    ours = generation.RoomyLayer()
     rows = 4
     draw = torch.Generator().manual_seed(0)
     for length in (5, 1, 1, 2 * generation.GROWTH, 1):
         new = [torch.rand(rows, 2, length, 8, generator=draw) for _ in range(2)]
-        for expected, *found in zip(*(layer.update(*new) for layer in (usual, *ours)), strict=True):
-            assert all(torch.equal(held, expected) for held in found)
+        for expected, found in zip(*(layer.update(*new) for layer in (usual, ours)), strict=True):
+            assert torch.equal(found, expected)
         if length == 1:
             rows -= 1
-            for layer in (usual, *ours):
+            for layer in (usual, ours):
                 layer.batch_select_indices(torch.tensor([3, 0, 1, 2])[: rows + 1][-rows:] % (rows + 1))
-    assert {layer.get_seq_length() for layer in ours} == {usual.get_seq_length()}
-
-
-def test_a_prompt_that_comes_in_parts_moves_nothing_of_the_cache():
-    layer = generation.RoomyLayer(expected=300)
-    places = set()
-    for length in (100, 100, 100, 1):
-        keys, _ = layer.update(*(torch.rand(2, 2, length, 8) for _ in range(2)))
-        places.add(keys.data_ptr())
-    assert len(places) == 1
+    assert ours.get_seq_length() == usual.get_seq_length()
 
 
 def test_an_encoder_reads_a_few_prompts_at_a_time_each_as_if_alone(t5_folder, monkeypatch):

@@ -43,7 +43,7 @@ def test_ratio_is_exactly_one_before_the_first_update(policy_folder):
     for rows, batch, _ in learner._batches(rollout.episodes, range(8)):
         hidden = learner.networks.hidden(batch)
         logits = learner.networks.logits(hidden[batch.spoken], learner.config.temperature)
-        now = logits.gather(-1, batch.tokens[:, None])[:, 0] - torch.logsumexp(logits, -1)
+        now = maths.chosen_log_probs(logits, batch.tokens)
         assert torch.equal(torch.exp(now - rollout.log_probs[rows][rollout.mask[rows].bool()]), torch.ones_like(now))
     measured = learner.gradient(rollout, range(8))
     assert measured["update_kl"] == 0
@@ -51,8 +51,12 @@ def test_ratio_is_exactly_one_before_the_first_update(policy_folder):
     assert rollout.kl.abs().max() < 1e-5, "the policy is still the reference"
 
 
-def test_log_probs_are_those_of_the_whole_model_read_one_by_one(policy_folder):
+@pytest.mark.parametrize("bias", [False, True])
+def test_log_probs_are_those_of_the_whole_model_read_one_by_one(policy_folder, bias):
     learner = learner_of(policy_folder)
+    if bias:
+        output = learner.networks.base.get_output_embeddings()
+        output.bias = torch.nn.Parameter(torch.randn(len(output.weight), generator=torch.Generator().manual_seed(2)))
     rollout = estimated(learner)
     policy = learner.networks.policy
     for row, episode in enumerate(rollout.episodes):

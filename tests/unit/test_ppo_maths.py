@@ -92,3 +92,20 @@ def test_a_perfect_critic_explains_all_variance_and_a_constant_one_none():
     returns = random(0)
     assert maths.explained_variance(returns, returns, MASK).item() == pytest.approx(1)
     assert maths.explained_variance(torch.full((2, 3), 5.0), returns, MASK).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_log_probs_and_their_gradient_are_those_of_log_softmax_and_go_back_once():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 7, generator=draw)
+    logits[:, 2] = float("-inf")
+    tokens, upstream = torch.tensor([0, 1, 3, 6, 6]), torch.randn(5, generator=draw)
+    found, expected = (logits.clone().requires_grad_() for _ in range(2))
+    ours = maths.chosen_log_probs(found, tokens)
+    theirs = torch.log_softmax(expected, -1)[range(5), tokens]
+    assert torch.equal(ours, theirs)
+    ours.backward(upstream, retain_graph=True)
+    theirs.backward(upstream)
+    assert torch.allclose(found.grad, expected.grad, atol=1e-6)
+    assert not found.grad[:, 2].any()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        ours.backward(upstream)
