@@ -214,7 +214,7 @@ class Policy:
         return self.without_forbidden(logits.float() / temperature)
 
     def without_forbidden(self, logits: torch.Tensor) -> torch.Tensor:
-        """-inf put in place of the logits of forbidden tokens, (..., vocabulary); no gradient went back to them."""
+        """-inf put in place of the logits of forbidden tokens, (..., vocabulary), whose gradient is 0 either way."""
         if self._forbidden is None or self._forbidden.device != logits.device:
             with torch.inference_mode(False):  # autograd is to take it too
                 self._forbidden = torch.tensor(self.forbidden, dtype=torch.long, device=logits.device)

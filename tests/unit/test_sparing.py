@@ -76,7 +76,7 @@ def test_of_a_prompt_the_last_layer_works_on_its_last_token(part, llama_folder, 
     positions_in(policy.model.model.layers[-1].get_submodule(part), last)
     policy.generate(prompts, 6, 0.0)
     last = last[-len(first) :]  # without the one that shows what the feed-forward part is
-    assert first[0] == 3 * max(map(len, prompts))
+    assert first[0] == 3 * (max(map(len, prompts)) - 1)
     assert last[0] == (3 if spares else first[0])
     assert last[1:] == first[1:], "a token at a time everything is read"
 
@@ -86,7 +86,7 @@ def test_completions_are_those_of_the_whole_computation(at_once, llama_folder, m
     monkeypatch.setitem(generation.PROMPT_TOKENS_AT_ONCE, "cpu", at_once)
     policy = Policy.load(llama_folder)
     prompts = [policy.encode_prompt(text) for text in PROMPTS]
-    assert max(map(len, prompts)) > generation.FEWEST_AT_ONCE
+    assert 16 < sum(map(len, prompts)) < 10_000
     spared = policy.generate(prompts, 20, 0.0)
     monkeypatch.setattr(sparing, "_last_layer", lambda model: None)
     assert policy.generate(prompts, 20, 0.0) == spared
