@@ -193,7 +193,15 @@ def revision(stage: str) -> str:
     """The last commit that changed what the stage's image is made of.
 
     Not the newest commit: an image, its digest and what ran in it then outlive commits that do not touch it.
+
+    Raises:
+        ImageError: This is a shallow clone, in which the newest commit seems to have changed everything.
     """
+    if git("rev-parse", "--is-shallow-repository") == "true":
+        raise ImageError(
+            "revision: this clone is shallow, expected the whole history, which says when an image's files changed; "
+            "run `git fetch --unshallow`"
+        )
     others = [path.parent for path in (ROOT / "rlhf").glob("*/stage.py") if path.parent.name != stage]
     not_in_it = [file for folder in others for file in folder.glob("*.py") if not _OPTIONS.fullmatch(file.name)]
     paths = ["rlhf", "containers/Dockerfile", "containers/locks", "containers/slim.py", ".dockerignore"]

@@ -29,7 +29,7 @@ MARGIN = 20
 # What a profile says that asks for every step after the publisher.
 SERVED = {
     "kubeflow": {"kserve": {}, "model_registry": {"url": "http://model-registry"}},
-    "vertex": {"serving": {"image": "vllm:1"}},
+    "vertex": {"serving": {"image": "gcr.io/p/vllm:1"}},
 }
 
 STYLE = """

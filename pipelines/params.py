@@ -29,6 +29,9 @@ NOTHING_LOCALLY = {
 }
 
 
+# Bytes of all parameters as JSON, in which they are one argument of a process: Linux takes 128 KiB, and platforms add
+# to them.
+LONGEST = 96 * 1024
 LONGEST_GRADER = 64 * 1024  # characters: parameters are kept with a run, and copied to each of its tasks
 
 

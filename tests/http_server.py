@@ -103,7 +103,7 @@ def served(service: Service, tls=None) -> Iterator[Service]:
                 self.wfile.flush()
             self.wfile.write(b"0\r\n\r\n")
 
-        do_GET = do_POST = do_PUT = do_DELETE = _do
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _do
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     if tls:

@@ -19,11 +19,15 @@ REGISTRY = "/api/model_registry/v1"
 
 
 class Cluster(Service):
-    """Takes one token; `kserve` is whether KServe is installed, `statuses` what a service says, look by look."""
+    """Takes one token; `kserve` is whether KServe is installed, `statuses` what a service says, look by look.
+
+    `denied` are verbs that a review of what the account may do denies, besides all where it is not `allowed`.
+    """
 
     def __init__(self, kserve: bool = True, allowed: bool = True):
         super().__init__()
         self.kserve, self.allowed = kserve, allowed
+        self.denied: set[str] = set()
         self.namespaces = {"mine"}
         self.services: dict[str, dict] = {}
         self.statuses: list[dict] = [ready()]
@@ -33,8 +37,10 @@ class Cluster(Service):
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return status(401, "Unauthorized")
         if request.path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
-            said = {} if self.allowed else {"reason": "no RBAC policy matched"}
-            return Answer(201, {**request.json, "status": {"allowed": self.allowed, **said}})
+            verb = request.json["spec"]["resourceAttributes"]["verb"]
+            allowed = self.allowed and verb not in self.denied
+            said = {} if allowed else {"reason": "no RBAC policy matched"}
+            return Answer(201, {**request.json, "status": {"allowed": allowed, **said}})
         if not self.kserve:
             return Answer(404, "404 page not found\n")
         if request.path == "/apis/serving.kserve.io/v1beta1":
@@ -105,6 +111,11 @@ class Registry(Service):
             entry = {**request.json, "id": str(next(self._ids)), "createTimeSinceEpoch": "1", "state": "LIVE"}
             self.entered.setdefault(path, []).append(entry)
             return Answer(201, entry)
+        if request.method == "PATCH" and (found := re.fullmatch(r"/model_artifacts/(\d+)", path)):
+            mr_openapi.ModelArtifactUpdate.from_json(request.body.decode())
+            (entry,) = [each for kept in self.entered.values() for each in kept if each["id"] == found[1]]
+            entry |= request.json
+            return Answer(200, entry)
         singular = {"/registered_model": "/registered_models", "/model_version": "/model_versions"}
         if path in singular:
             wanted = [("name", request.query.get("name")), ("registeredModelId", request.query.get("parentResourceId"))]

@@ -21,6 +21,8 @@ DNSLabel = Annotated[str, Field(pattern=r"^$|^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$")
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 SecretVersion = Annotated[str, Field(pattern=r"^projects/[^/\s]+/secrets/[^/\s]+/versions/[^/\s]+$")]
 _HYPERDISK_ONLY = "a3-ultragpu-"  # DiskSpec.bootDiskType of Vertex AI
+# ModelContainerSpec.imageUri of Vertex AI: Artifact Registry or Container Registry.
+_SERVED_FROM = re.compile(r"[a-z0-9-]+-docker\.pkg\.dev/|([a-z]+\.)?gcr\.io/")
 _UNITS = {"M": 10**6, "G": 10**9, "T": 10**12, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
@@ -173,12 +175,22 @@ class Kubernetes(_Part):
     run_as_non_root: bool | None = None
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
-    env: dict[Variable, str] = {}
+    env: dict[Variable, str] = Field({}, description="Of every stage; no place for tokens, nor TMPDIR and HF_HOME.")
     delete_after_days: int | None = Field(
         None, ge=1, le=365, description="Pods of a run that is over are removed after this; unset: as the cluster does."
     )
     kserve: KServe | None = Field(None, description="What serves a published model; unset: nothing does.")
     model_registry: ModelRegistry | None = Field(None, description="Where published models are entered.")
+
+    @model_validator(mode="after")
+    def _env_holds_no_token_and_nothing_that_is_set_already(self) -> Self:
+        _refuse_tokens(self.env, "a Secret of the cluster and name it in `kubernetes.secrets`")
+        if name := next((name for name in ("TMPDIR", "HF_HOME") if name in self.env), None):
+            raise ValueError(
+                f"env: {name} is set for every pod; leave it out, and say by `kubernetes.storage_class` what disk "
+                "scratch files have, and by `kubernetes.model_cache` where models are kept"
+            )
+        return self
 
 
 class Serving(_Part):
@@ -186,8 +198,9 @@ class Serving(_Part):
 
     image: str = Field(
         pattern=r"(:[\w][\w.-]*|@sha256:[0-9a-f]{64})$",
-        description="Of the server, with a tag or digest, which Vertex AI can pull. With the `args` below it must have "
-        "vLLM, and Run:ai's streamer with support of gs://, as vllm/vllm-openai has since v0.11.1.",
+        description="Of the server, with a tag or digest, in Artifact Registry or Container Registry: Vertex AI takes "
+        "no other. With the `args` below it must have vLLM, and Run:ai's streamer with support of gs://, as copies of "
+        "vllm/vllm-openai have since v0.11.1.",
     )
     command: list[str] = Field([], description="Empty: the image's own.")
     args: list[str] = Field(
@@ -213,6 +226,11 @@ class Serving(_Part):
     def _replicas_are_in_order_and_the_image_is_fixed(self) -> Self:
         if self.image.endswith(":latest"):
             raise ValueError(f"image: found {self.image!r}, expected a fixed tag or a digest; 'latest' moves")
+        if not _SERVED_FROM.match(self.image):
+            raise ValueError(
+                f"image: found {self.image!r}, expected one in Artifact Registry (LOCATION-docker.pkg.dev/...) or "
+                "Container Registry (gcr.io/...), for Vertex AI serves no other; copy it there"
+            )
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) is less than min_replicas ({self.min_replicas})")
         return self
@@ -236,7 +254,10 @@ class Vertex(_Part):
         "other, and pd-ssd elsewhere. Stages without accelerators have pd-ssd.",
     )
     service_account: str = Field(
-        "", pattern=r"^$|@", description="That stages run as; empty: the run's, SERVICE_ACCOUNT of `make submit`."
+        "",
+        pattern=r"^$|@",
+        description="That stages run as, and that a served model reads its weights as; empty: the run's, "
+        "SERVICE_ACCOUNT of `make submit`. The run itself has this one where SERVICE_ACCOUNT names none.",
     )
     network: str = Field(
         "",
@@ -263,12 +284,14 @@ class Vertex(_Part):
         return self
 
 
-def _refuse_tokens(env: dict[str, str]) -> None:
+_SECRET_MANAGER = "Secret Manager and its version (projects/.../secrets/.../versions/...) into `vertex.secrets`"
+
+
+def _refuse_tokens(env: dict[str, str], where: str = _SECRET_MANAGER) -> None:
     found = [name for name in env if re.search(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", name.upper())]
     if found:
         raise ValueError(
-            f"env: {found[0]} looks like a secret, which everybody who can see a job would read; put it into Secret "
-            "Manager and its version (projects/.../secrets/.../versions/...) into `vertex.secrets`"
+            f"env: {found[0]} looks like a secret, which everybody who can see a run would read; put it into {where}"
         )
 
 

@@ -124,6 +124,7 @@ def on_vertex(published: dsl.PipelineTask, publish_to, profile: Profile) -> None
             dedicated_resources_accelerator_count=serving.count,
             dedicated_resources_min_replica_count=serving.min_replicas,
             dedicated_resources_max_replica_count=serving.max_replicas,
-            service_account=profile.vertex.service_account,
+            # Without one it would be served by an account of Google's, which reads no bucket of the project.
+            service_account=profile.vertex.service_account or _placeholders.SERVICE_ACCOUNT_PLACEHOLDER,
         )
         deployed.set_caching_options(False).set_display_name("model-deploy")

@@ -120,18 +120,20 @@ def _submit_to_vertex(
     from pipelines.submit import vertex
 
     key = given.encryption_key or arguments.get("encryption_spec_key_name")
+    # Jobs have an account of their own; what is no job, as the fingerprint of the data, has the run's.
+    account = given.service_account or profile.vertex.service_account or None
     vertex.check_settings(
         {
             "project": given.project,
             "location": given.location,
             "pipeline root": given.pipeline_root,
-            "service account": given.service_account,
+            "service account": account,
             "encryption key": key,
             "network": given.network,
             "tensorboard_resource_id": arguments.get("tensorboard_resource_id"),
         }
     )
-    if arguments.get("tensorboard_resource_id") and not (profile.vertex.service_account or given.service_account):
+    if arguments.get("tensorboard_resource_id") and not account:
         raise SubmitError(
             "tensorboard_resource_id: Vertex AI streams from jobs that have a service account of their own; set "
             "SERVICE_ACCOUNT=, or name it in the profile's vertex.service_account"
@@ -152,7 +154,7 @@ def _submit_to_vertex(
             name,
             pipeline_root=given.pipeline_root,
             labels=labels,
-            service_account=given.service_account,
+            service_account=account,
             encryption_key=key,
             network=given.network,
         )

@@ -1,5 +1,6 @@
 """What can be found wrong before anything is sent."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,11 +43,12 @@ def parameters(path: str | Path, pipeline: BaseComponent, profile: Profile) -> t
 
     Raises:
         pipelines.params.ParameterError: A parameter or an option of a stage is unknown, missing, of the wrong type or
-            out of range, or names a file of this machine; one line for each.
+            out of range, or names a file of this machine, or all of them are too long; one line for each.
     """
     values = params.with_graders(params.read(path))
     arguments, warnings = params.check(values, pipeline, nothing_there(profile))
     errors = [*_files_of_this_machine(arguments), *_serving(arguments, profile), *_options(arguments, pipeline)]
+    errors += _too_long(arguments)
     if errors:
         raise params.ParameterError("\n".join(errors))
     return arguments, [*warnings, *_not_mounted(arguments, profile)]
@@ -132,6 +134,19 @@ def _files_of_this_machine(arguments: dict[str, Any]) -> Iterator[str]:
                 f"{name}: found {model!r}, a folder on this machine, expected a Hugging Face id or a URI that pods "
                 "can read, such as gs:// or s3://; upload the folder first"
             )
+
+
+def _too_long(arguments: dict[str, Any]) -> Iterator[str]:
+    """What would end a run with "argument list too long" when its first task starts."""
+    sizes = {name: len(json.dumps(value).encode()) for name, value in arguments.items()}
+    total = len(json.dumps(arguments).encode())
+    if total > params.LONGEST:
+        longest = max(sizes, key=sizes.__getitem__)
+        yield (
+            f"{longest}: has {sizes[longest]:,} of the {total:,} bytes that all parameters have as JSON, expected at "
+            f"most {params.LONGEST:,} of all; put files of graders where a URI reaches them, or into a package of the "
+            "image"
+        )
 
 
 def _models(arguments: dict[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ModelError
 from rlhf.models.card import FILE_NAME
+from rlhf.paths import below
 
 # The closed Vertex pipeline's names, case and - or _ as one likes, and the open model that takes each one's place.
 # Its T5 checkpoints were Flan-T5; Llama 2 is gated: the account of the token must have accepted Meta's licence.
@@ -230,7 +231,7 @@ def _download(uri: str) -> str:
             with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
                 copy = Path(unfinished) / "model"
                 for name in wanted:
-                    local = copy / name[len(folder) :].lstrip("/")
+                    local = _remotely(label, below, copy, name[len(folder) :].lstrip("/"))
                     local.parent.mkdir(parents=True, exist_ok=True)
                     _remotely(label, fs.get_file, name, str(local))
                 copy.rename(target)

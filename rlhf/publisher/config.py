@@ -16,8 +16,10 @@ class PublisherConfig(StageConfig):
     model_display_name: str = Field(
         "",
         max_length=128,  # as in Vertex's model registry
-        pattern=r"^\P{Cc}*$",  # one line
-        description="What people call the model; empty: the base model's name with `-rlhf`.",
+        # One line, and what JSON holds as it is: Vertex's upload step puts it there unquoted.
+        pattern=r'^[^\p{Cc}"\\]*$',
+        description="What people call the model, in one line without `\"` and `\\`; empty: the base model's name with "
+        "`-rlhf`.",
     )
     figures: dict[str, float] = Field(
         {}, description="The evaluator's metrics by its names; the verdict and what it rests on go into the card."

@@ -68,25 +68,23 @@ class Cluster:
         self.namespace = config.namespace or _own_namespace()
 
     def check(self) -> None:
-        """See that KServe is here and that InferenceServices may be made, so that nobody trains a model in vain.
+        """See that KServe is here and that `apply` may do all that it does, so that nobody trains a model in vain.
 
         Raises:
             ServingError: One of them is not so.
         """
         with self._explained("look for KServe"):
             self._api.get_api_resources(GROUP, VERSION, _request_timeout=_REQUEST_SECONDS)
-        review = client.V1SelfSubjectAccessReview(
-            spec=client.V1SelfSubjectAccessReviewSpec(
-                resource_attributes=client.V1ResourceAttributes(
-                    group=GROUP, resource=PLURAL, verb="create", namespace=self.namespace
+        access = client.AuthorizationV1Api(self._api.api_client)
+        for verb in ("get", "create", "update"):
+            asked = client.V1ResourceAttributes(group=GROUP, resource=PLURAL, verb=verb, namespace=self.namespace)
+            spec = client.V1SelfSubjectAccessReviewSpec(resource_attributes=asked)
+            with self._explained("ask what this account may do"):
+                answer = access.create_self_subject_access_review(
+                    client.V1SelfSubjectAccessReview(spec=spec), _request_timeout=_REQUEST_SECONDS
                 )
-            )
-        )
-        with self._explained("ask what this account may do"):
-            access = client.AuthorizationV1Api(self._api.api_client)
-            answer = access.create_self_subject_access_review(review, _request_timeout=_REQUEST_SECONDS)
-        if not answer.status.allowed:
-            raise ServingError(self._forbidden("create InferenceServices", answer.status.reason or ""))
+            if not answer.status.allowed:
+                raise ServingError(self._forbidden(f"{verb} InferenceServices", answer.status.reason or ""))
 
     def apply(self, service: dict[str, Any]) -> None:
         """Make an InferenceService, or bring the one of that name up to date.

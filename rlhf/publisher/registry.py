@@ -31,7 +31,7 @@ class RegistryConfig(StageConfig):
 def register(
     config: RegistryConfig, name: str, uri: str, version: str, properties: Mapping[str, str | int | float]
 ) -> bool:
-    """Enter a version of a model, and the model with its first version.
+    """Enter a version of a model, and the model with its first version; one that is there gets its new folder.
 
     Args:
         name: Of the model, as people call it.
@@ -59,12 +59,17 @@ def register(
                     log_level=logging.ERROR,  # its warnings are of ports other than 80
                 )
                 if registry.get_registered_model(name) and registry.get_model_version(name, version):
-                    if not registry.get_model_artifact(name, version):
+                    if not (entered := registry.get_model_artifact(name, version)):
                         raise RegistryError(
                             f"Model Registry {config.url}: {name} has a version {version} without its folder, left by "
                             "a step that was ended; archive that version and retry"
                         )
-                    say(STAGE, f"{name}, version {version}: already in the Model Registry")
+                    moved = ""
+                    if entered.uri != uri:
+                        moved = f", now as {uri}, before as {entered.uri}"
+                        entered.uri = uri
+                        registry.update(entered)
+                    say(STAGE, f"{name}, version {version}: already in the Model Registry{moved}")
                     return False
                 registry.register_model(
                     name,

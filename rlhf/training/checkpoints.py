@@ -19,6 +19,7 @@ from typing import Any
 
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, Stopped, TrainingError
+from rlhf.paths import below
 from rlhf.training import processes
 from rlhf.training.config import TrainerConfig
 
@@ -92,7 +93,7 @@ class Checkpoints:
                     continue
                 self._require_same_run(record["identity"])
                 for name in record["files"]:
-                    target = folder / name
+                    target = below(folder, name)
                     target.parent.mkdir(parents=True, exist_ok=True)
                     self._fs.get_file(f"{self._path(step)}/{name}", str(target))
                 return step

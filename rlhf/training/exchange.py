@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, TrainingError
+from rlhf.paths import below
 from rlhf.training.checkpoints import raise_if_full
 
 JOB, AWAITED, COMPLETE = "job.json", "awaited.json", "complete.json"
@@ -65,7 +66,7 @@ class Exchange:
         with self._told("read"):
             job = self._read(JOB)
             for name, files in job.pop("files").items():
-                self._get(f"inputs/{name}", files, folder / name)
+                self._get(f"inputs/{name}", files, below(folder, name))
                 job["inputs"][name] = str(folder / name)
             return job
 
@@ -140,7 +141,7 @@ class Exchange:
         if "" not in files:
             path.mkdir(parents=True, exist_ok=True)
         for file, size in files.items():
-            target = path / file if file else path
+            target = below(path, file)
             target.parent.mkdir(parents=True, exist_ok=True)
             self._fs.get_file(self._at(name, file), str(target))
             if target.stat().st_size != size:

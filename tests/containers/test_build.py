@@ -22,6 +22,7 @@ from pipelines.containers import check_images
 
 REPOSITORY = Path(__file__).parents[2]
 DIGEST = "sha256:" + "a" * 64
+CLOUD_BUILD = yaml.safe_load((REPOSITORY / "cloudbuild.yaml").read_text())
 OLD = "echo 'Docker version 20.10.24'"  # has BuildKit in itself
 
 
@@ -173,6 +174,29 @@ def test_the_tag_of_a_dirty_tree_says_so(monkeypatch):
         build.default_tag(dirty=False)
 
 
+def test_a_shallow_clone_has_no_revision_for_every_stage_would_have_the_newest(tmp_path, monkeypatch):
+    whole, shallow = tmp_path / "whole", tmp_path / "shallow"
+    (whole / "rlhf").mkdir(parents=True)
+    as_somebody = ["git", "-c", "user.name=x", "-c", "user.email=x@x.example", "-C", str(whole)]
+    subprocess.run([*as_somebody, "init", "--quiet"], check=True)
+    for file in ("rlhf/words.py", "README.md"):
+        (whole / file).touch()
+        subprocess.run([*as_somebody, "add", "."], check=True)
+        subprocess.run([*as_somebody, "commit", "--quiet", "--message", file], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", f"file://{whole}", str(shallow)], check=True)
+    monkeypatch.setattr(build, "ROOT", shallow)
+    with pytest.raises(ImageError, match=r"revision: .* fetch --unshallow"):
+        build.revision("evaluator")
+    history = CLOUD_BUILD["steps"][0]
+    assert all(step["waitFor"] != ["-"] for step in CLOUD_BUILD["steps"][1:]), "the others wait for it"
+    subprocess.run([history["entrypoint"], *history["args"]], cwd=shallow, check=True)
+    first = subprocess.check_output(["git", "-C", str(whole), "rev-parse", "HEAD~1"], text=True).strip()
+    assert build.revision("evaluator") == first
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    subprocess.run([history["entrypoint"], *history["args"]], cwd=tmp_path, check=True)
+    assert build.revision("evaluator") == "", "uploaded sources have no history"
+
+
 def test_a_dirty_tree_is_said_and_is_not_pushed_under_the_commit_s_name(tmp_path):
     repository = tmp_path / "repository"
     for package in ("components", "containers"):
@@ -264,6 +288,11 @@ def test_an_audit_is_of_versions_that_are_published_and_of_all_of_them(monkeypat
 def test_validation_s_lock_has_no_torch():
     light = (REPOSITORY / "containers/locks/light.txt").read_text()
     assert not re.search(r"^(torch|transformers|nvidia)", light, re.MULTILINE)
+
+
+def test_no_step_of_cloud_build_runs_in_an_image_of_a_moving_tag():
+    for step in CLOUD_BUILD["steps"]:
+        assert re.search(r"@sha256:[0-9a-f]{64}$|:\d+\.\d+\.\d+(-\w+)?$", step["name"]), step["id"]
 
 
 def test_cloud_build_defines_what_it_uses_and_uses_what_it_defines():

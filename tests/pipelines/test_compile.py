@@ -31,7 +31,7 @@ KUBEFLOW_L4 = {
     "ppo_trainer": (1, "6", "24Gi"),
     "bulk_inference": (1, "6", "24Gi"),
     "evaluator": (1, "6", "24Gi"),
-    "publisher": (0, "4", "64Gi"),
+    "publisher": (0, "4", "56Gi"),
 }
 VERTEX_L4 = {
     "data_validation": ("e2-standard-4", None, None),

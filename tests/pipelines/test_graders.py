@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pipelines import params, plan
 from pipelines.placement.cluster import load_profile
+from pipelines.placement.local import place
+from pipelines.rft import build
+from pipelines.submit import check
 
 
 def test_files_of_graders_travel_as_text_wherever_they_stand(tmp_path, monkeypatch):
@@ -35,6 +39,21 @@ def test_a_file_that_cannot_travel_is_named(tmp_path):
     (tmp_path / "g.py").write_text("#" * 70_000)
     with pytest.raises(params.ParameterError, match="has 70,000 characters, expected at most 65,536"):
         params.with_graders({"grader": {"function": f"{tmp_path}/g.py"}})
+
+
+def test_parameters_that_no_task_could_be_started_with_are_refused_before_anything_is_sent(tmp_path):
+    """Kubeflow Pipelines gives them to a process as one argument, of which Linux takes 128 KiB."""
+    parts = []
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.py").write_text(f"# {'é' * 9_000}\n")
+        parts.append({"function": f"{tmp_path}/{name}.py"})
+    values = {"prompt_dataset": "gs://b/p", "large_model_reference": "t5-small", "grader": parts[0]}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))
+    profile, pipeline = load_profile("kubeflow-l4"), build(place)
+    check.parameters(tmp_path / "p.yaml", pipeline, profile)
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump({**values, "grader": {"sum": parts}}))
+    with pytest.raises(params.ParameterError, match=r"^grader: has 10\d,\d\d\d of .* at most 98,304"):
+        check.parameters(tmp_path / "p.yaml", pipeline, profile)
 
 
 def test_the_plan_counts_a_reference_where_all_weights_are_tuned(llama_folder):

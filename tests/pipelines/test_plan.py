@@ -1,5 +1,6 @@
 """`make plan`: what fits passes, and what cannot fit is refused by name before anything is submitted."""
 
+import re
 import subprocess
 import sys
 from functools import cache
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines import params
-from pipelines.placement.cluster import FOLDER, ProfileError, load_profile, names
+from pipelines.placement.cluster import FOLDER, ProfileError, load_profile, names, size
 from pipelines.plan import job_of, problems, table
 from rlhf.errors import ConfigError, ModelError
 from rlhf.memory import STAGES
@@ -25,6 +26,14 @@ def test_the_models_that_a_profile_is_meant_for_fit_it(profile):
     for meant in loaded.meant_for:
         values = meant.model_dump(include={"sft", "reward", "ppo", "inference"})
         assert problems(job_of(meant.model, values, meant.tuning), loaded) == []
+
+
+@pytest.mark.parametrize("profile", names())
+def test_the_nodes_that_a_profile_is_said_to_fit_have_the_memory_of_every_stage(profile):
+    loaded = load_profile(profile)
+    nodes = [int(gb) * 10**9 for gb in re.findall(r"cores and (\d+) GB", loaded.description)]
+    for stage, resources in loaded.stages.items():
+        assert not nodes or size(resources.memory) <= 0.95 * max(nodes), stage
 
 
 def test_what_cannot_fit_is_refused_with_what_it_needs_what_there_is_and_what_to_change():

@@ -29,7 +29,7 @@ PROMOTED = "inputs.parameter_values['pipelinechannel--evaluator-Output'] == 'pro
 DEPLOYED = "inputs.parameter_values['pipelinechannel--deploy_model'] == true"
 KSERVE = {"args": ["--max-model-len=2048"], "service_account": "reads-models", "tolerations": [{"key": "gpu"}]}
 REGISTRY = {"url": "http://registry:8080"}
-SERVING = {"image": "registry.example/vllm-openai:v0.11.0"}
+SERVING = {"image": "europe-west4-docker.pkg.dev/p/r/vllm-openai:v0.11.1"}
 TOKEN = "projects/my-project/secrets/hugging-face/versions/latest"
 
 
@@ -150,6 +150,12 @@ def test_on_vertex_googles_own_components_upload_and_deploy(tmp_path):
         }
 
 
+def test_a_served_model_has_the_account_of_the_run_where_the_profile_names_none(tmp_path):
+    """Vertex AI fills it in; without an account a model is served by one that reads no bucket of the project."""
+    spec, _ = compiled(profile_with(tmp_path, "vertex-l4", serving=SERVING), tmp_path)
+    assert constants(task_of(spec, "model-deploy"))["service_account"] == "{{$.pipeline_service_account}}"
+
+
 def test_every_stage_on_vertex_is_told_which_secrets_to_read_and_no_token(tmp_path):
     spec, _ = compiled(profile_with(tmp_path, "vertex-l4", secrets={"HF_TOKEN": TOKEN}), tmp_path)
     jobs = [
@@ -169,6 +175,8 @@ def test_a_jobs_event_files_have_a_folder_that_tensorboard_is_streamed_from(tmp_
     given = spec["components"]["comp-ppo-trainer"]["inputDefinitions"]["parameters"]
     expected = "{{$.pipeline_root}}/jobs/{{$.pipeline_job_name}}/{{$.pipeline_task_uuid}}"
     assert given["base_output_directory"]["defaultValue"] == expected
+    without = spec["components"]["comp-data-validation"]["inputDefinitions"]["parameters"]["base_output_directory"]
+    assert without.get("defaultValue", "") == "", "it differs from run to run, and inputs are what a cache goes by"
 
 
 @pytest.mark.parametrize(
@@ -179,11 +187,18 @@ def test_a_jobs_event_files_have_a_folder_that_tensorboard_is_streamed_from(tmp_
         ("kubeflow-l4", {"model_registry": {"url": "registry:8080"}}, "kubernetes.model_registry.url"),
         ("vertex-l4", {"serving": {"image": "vllm/vllm-openai"}}, "vertex.serving.image"),
         ("vertex-l4", {"serving": {"image": "vllm/vllm-openai:latest"}}, "'latest' moves"),
+        ("vertex-l4", {"serving": {"image": "vllm/vllm-openai:v1"}}, "found 'vllm/vllm-openai:v1', expected one in"),
+        ("vertex-l4", {"serving": {"image": "a.example/b-docker.pkg.dev/c:1"}}, "copy it there"),
         ("vertex-l4", {"serving": {**SERVING, "count": 3}}, "vertex.serving: no machine has 3 NVIDIA_L4"),
         ("vertex-l4", {"serving": {**SERVING, "machine": "g2-standard-9"}}, "machine: found 'g2-standard-9'"),
         ("vertex-l4", {"serving": {**SERVING, "max_replicas": 1, "min_replicas": 2}}, "less than min_replicas (2)"),
         ("vertex-l4", {"serving": {**SERVING, "env": {"HF_TOKEN": "hf_abc"}}}, "looks like a secret"),
+        ("vertex-l4", {"env": {"HF_TOKEN": "hf_abc"}}, "into `vertex.secrets`"),
         ("vertex-l4", {"secrets": {"HF_TOKEN": "hf_abc"}}, "vertex.secrets.HF_TOKEN"),
+        ("kubeflow-l4", {"env": {"HF_TOKEN": "hf_abc"}}, "HF_TOKEN looks like a secret, which everybody who can see"),
+        ("kubeflow-l4", {"env": {"JUDGE_API_KEY": "hf_abc"}}, "name it in `kubernetes.secrets`"),
+        ("kubeflow-l4", {"env": {"TMPDIR": "/var/tmp"}}, "env: TMPDIR is set for every pod"),
+        ("kubeflow-l4", {"env": {"HF_HOME": "/models"}}, "`kubernetes.model_cache`"),
     ],
 )
 def test_a_wrong_way_to_serve_is_refused_in_one_line(tmp_path, name, settings, says):
@@ -231,6 +246,11 @@ def test_deploy_model_warns_where_nothing_deploys(tmp_path, name, settings, give
 def test_every_accelerator_can_be_had_somewhere_and_the_table_names_only_vertexs():
     assert {each for kinds in REGIONS.values() for kind in kinds for each in kind} == set(DEVICES)
     assert all(re.fullmatch(r"[a-z]+-[a-z]+\d+", region) for region in REGIONS)
+
+
+@pytest.mark.parametrize("host", ["us-docker.pkg.dev", "europe-west4-docker.pkg.dev", "gcr.io", "eu.gcr.io"])
+def test_an_image_of_googles_registries_can_serve_on_vertex(tmp_path, host):
+    profile_with(tmp_path, "vertex-l4", serving={"image": f"{host}/p/vllm:1"})
 
 
 def test_a_region_that_trains_on_an_accelerator_may_not_serve_with_it():

@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 from components.images import cluster_images
 from pipelines.compile import compile_pipelines
-from pipelines.placement.cluster import load_profile
+from pipelines.placement.cluster import FOLDER, load_profile
 from pipelines.submit import __main__ as submit
 from pipelines.submit.errors import SubmitError
 from pipelines.submit.vertex import check_settings, labels
@@ -132,6 +132,18 @@ def test_a_run_is_made_of_the_file_its_parameters_and_all_settings(server, comma
     assert request.json["pipelineSpec"]["root"]["dag"]["tasks"]["sft-trainer"]["cachingOptions"]["enableCache"]
     page = "https://console.cloud.google.com/vertex-ai/locations/europe-west4/pipelines/runs/nightly?project=my-project"
     assert out == f"submitted: nightly\nlook: {page}\n"
+
+
+@pytest.mark.parametrize("given", [None, "runner@my-project.iam.gserviceaccount.com"])
+def test_a_run_acts_as_the_profiles_account_where_none_is_given(server, command, tmp_path, given):
+    """Steps that are no jobs of their own have no other account than the run's."""
+    profile = yaml.safe_load((FOLDER / "vertex-l4.yaml").read_text())
+    account = "tuner@my-project.iam.gserviceaccount.com"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**profile, "vertex": {"service_account": account}}))
+    options = ["--service-account", given] if given else []
+    assert command("--no-wait", "--profile", str(tmp_path / "mine.yaml"), *options)[0] == 0
+    (job,) = server.jobs.values()
+    assert job.service_account == (given or account)
 
 
 def test_a_key_of_the_command_line_is_that_of_every_job_of_the_run(server, command):

@@ -1,6 +1,7 @@
 import json
 import os
 import subprocess
+from pathlib import Path
 from unittest.mock import patch
 
 import fsspec
@@ -62,6 +63,21 @@ def test_a_checkpoint_is_due_so_many_minutes_after_the_last(state, tmp_path, mon
 
 def test_where_nothing_is_there_is_nothing_to_go_on_from(tmp_path):
     assert Checkpoints(str(tmp_path / "nothing"), IDENTITY).fetch_latest(tmp_path / "back") is None
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/{}/escaped"])
+def test_a_checkpoint_whose_files_lead_out_of_its_folder_is_refused(name, state, tmp_path):
+    kept, name = tmp_path / "kept", name.format(tmp_path)
+    Checkpoints(str(kept), IDENTITY).save(state, 10)
+    (kept / "escaped").write_text("x")
+    Path(f"{kept}/step-00000010/{name}").parent.mkdir(parents=True, exist_ok=True)
+    Path(f"{kept}/step-00000010/{name}").write_text("x")
+    mark = kept / "step-00000010/complete.json"
+    record = json.loads(mark.read_text())
+    mark.write_text(json.dumps({**record, "files": {name: 1, **record["files"]}}))
+    with pytest.raises(DataError, match=f"'{name}' leads out of its folder"):
+        Checkpoints(str(kept), IDENTITY).fetch_latest(tmp_path / "back")
+    assert not (tmp_path / "escaped").exists()
 
 
 @pytest.mark.parametrize("damage", ["no mark", "cut mark", "cut file", "lost file"])

@@ -127,7 +127,9 @@ def test_waiting_is_bounded_and_ends_with_the_reason_of_the_condition(cluster):
     ("changed", "said"),
     [
         ({"kserve": False}, r"this cluster has no KServe \(serving.kserve.io/v1beta1 is not served\); install"),
-        ({"allowed": False}, r"may not create InferenceServices in namespace mine \(403\): no RBAC policy .* a Role"),
+        ({"allowed": False}, r"may not get InferenceServices in namespace mine \(403\): no RBAC policy .* a Role"),
+        ({"denied": {"create"}}, "may not create InferenceServices"),
+        ({"denied": {"update"}}, "may not update InferenceServices"),
     ],
 )
 def test_before_anything_is_trained_it_is_seen_whether_a_service_can_be_made(cluster, changed, said):
@@ -236,6 +238,17 @@ def test_a_step_that_is_started_again_finds_its_entry(registry, capsys):
     assert [version["name"] for version in registry.entered["/model_versions"]] == ["abc", "def"]
     said = [version["description"] for version in registry.entered["/model_versions"]]
     assert said == [f"Tuned with reinforcement learning{by}." for by in ("", " on the grades of a grader")]
+
+
+def test_a_model_that_was_published_elsewhere_is_entered_where_it_is_now(registry, capsys):
+    config = RegistryConfig(url=registry.url)
+    register(config, "m", "s3://b/old", "abc", {})
+    assert not register(config, "m", "s3://b/new", "abc", {})
+    (version,) = registry.entered["/model_versions"]
+    (artifact,) = registry.entered[f"/model_versions/{version['id']}/artifacts"]
+    assert artifact["uri"] == "s3://b/new"
+    assert (artifact["modelFormatName"], artifact["state"]) == ("huggingface", "LIVE")
+    assert "already in the Model Registry, now as s3://b/new, before as s3://b/old" in capsys.readouterr().out
 
 
 def test_a_model_can_be_entered_without_being_served(registry):

@@ -271,7 +271,14 @@ def test_what_is_not_tuned_or_not_for_these_prompts_or_a_pickle_is_refused(llama
     assert not (tmp_path / "served").exists()
 
 
-@pytest.mark.parametrize(("name", "says"), [("x" * 129, "at most 128"), ("two\nlines", "match pattern")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        *[("x" * 129, "at most 128"), ("two\nlines", "match pattern")],
+        # Vertex's upload step puts the name into JSON as it is.
+        *[('a", "parent_model": "b', "match pattern"), ("a\\", "match pattern")],
+    ],
+)
 def test_a_name_that_a_registry_would_refuse_is_refused(tmp_path, name, says):
     with pytest.raises(ConfigError, match=rf"model_display_name: found .*{says}"):
         PublisherConfig.parse({"publish_to": str(tmp_path), "model_display_name": name})

@@ -207,6 +207,15 @@ def test_a_model_in_a_bucket_is_downloaded_once_and_without_pickles(monkeypatch,
     bucket.rm("/b", recursive=True)
 
 
+def test_a_bucket_whose_files_lead_out_of_its_folder_is_refused(empty_cache):
+    bucket = fsspec.filesystem("memory")
+    bucket.pipe({"/b/m/config.json": CONFIG.encode(), f"/b/m/{WEIGHTS}": b"1", "/b/m/../../../../escaped.json": b"{}"})
+    with pytest.raises(ModelError, match=r"'memory://b/m'.* '../../../../escaped.json' leads out of its folder"):
+        references.resolve("memory://b/m")
+    assert not [*empty_cache.parent.rglob("escaped.json"), *empty_cache.parent.rglob(WEIGHTS)]
+    bucket.rm("/b", recursive=True)
+
+
 def test_checking_a_reference_loads_no_torch():
     code = "import sys, rlhf.models.references, rlhf.models.card; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

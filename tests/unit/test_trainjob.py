@@ -368,6 +368,21 @@ def test_a_half_written_exchange_is_never_taken(tmp_path):
         exchange.take_back({"model": str(tmp_path / "back")})
 
 
+def test_an_exchange_whose_files_lead_out_of_their_folder_is_refused(tmp_path):
+    exchange = Exchange(str(tmp_path / "exchange"))
+    (tmp_path / "rows").write_text("rows")
+    exchange.offer({"inputs": {}}, {"../../escaped": str(tmp_path / "rows")})
+    with pytest.raises(RlhfError, match=r"'\.\./\.\./escaped' leads out of its folder"):
+        exchange.take_job(tmp_path / "a/b/inputs")
+    exchange.hand_back({"model": str(tmp_path / "rows")}, {})
+    mark = tmp_path / "exchange/complete.json"
+    mark.write_text(json.dumps({"metrics": {}, "files": {"model": {"../../../escaped": 4}}}))
+    (tmp_path / "escaped").write_text("gone")  # what the name leads to in the exchange
+    with pytest.raises(RlhfError, match=r"'\.\./\.\./\.\./escaped' leads out of its folder"):
+        exchange.take_back({"model": str(tmp_path / "a/b/c/d/model")})
+    assert not [*(tmp_path / "a").rglob("escaped")]
+
+
 def test_a_sign_of_life_is_another_each_time_and_one_that_cannot_be_given_is_said(server, start, tmp_path, capfd):
     exchange = Exchange(str(tmp_path / "exchange"))
     assert exchange.last_beat() is None
