@@ -44,7 +44,7 @@ _MEANINGS = {  # tag: title, what is on the y axis
     "learning_rate": ("Learning rate", "as logged"),
     "sft/loss": ("SFT: loss", "nats per token"),
     "sft/eval_loss": ("SFT: loss on held-out rows", "nats per token"),
-    "reward_model/eval_accuracy": ("Reward model: accuracy on held-out pairs", "share of pairs ranked right"),
+    "reward_model/eval_accuracy": ("Reward model: accuracy on selection pairs", "share of pairs ranked right"),
     "ppo/kl": ("PPO: KL from the model before", "nats per completion"),
 }
 _SAYS_NOTHING = {"tensorboard", "logs", "tensorboard_logs"}  # of a folder's name

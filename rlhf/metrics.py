@@ -1,7 +1,8 @@
 """Measures that stages share, each defined once. Nothing here needs torch."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 
@@ -27,9 +28,33 @@ class Share:
         return f"{percent(self.rate)} (95\u00a0% interval {percent(self.low)} to {percent(self.high)})"
 
 
-def share(hits: int, of: int) -> Share:
-    """hits / of with its 95 % interval after Wilson 1927, which keeps its promise near 0 and 1 and for few."""
-    return Share(hits, of, *_share(hits, of))
+def share(hits: int, of: int, worth: float | None = None) -> Share:
+    """hits / of with its 95 % interval after Wilson 1927, which keeps its promise near 0 and 1 and for few.
+
+    Args:
+        worth: Of how many independent ones it is worth (`independent`); None for all.
+    """
+    return Share(hits, of, *_share(hits, of, worth))
+
+
+def independent(hits: Sequence[bool], groups: Sequence[Hashable]) -> float:
+    """Of how many independent rows a share is worth, where rows of one group are like each other.
+
+    Rows / design effect, the variance over groups beside that of independent rows (Kish 1965, "Survey Sampling",
+    sec. 5.4), at most all rows: 36 pairs that one person's ranking of one prompt gives are not 36 witnesses. A share of
+    0 or 1 has no variance, and is worth as many as there are groups.
+
+    Args:
+        groups: By position; the same for rows that go together.
+    """
+    rate, sums = fmean(map(bool, hits)), Counter()
+    for hit, group in zip(hits, groups, strict=True):
+        sums[group] += bool(hit) - rate
+    rows, of_groups = len(hits), len(sums)
+    if of_groups == rows or of_groups < 2 or rate in (0, 1):
+        return float(of_groups)
+    effect = of_groups / (of_groups - 1) * sum(each * each for each in sums.values()) / (rows * rate * (1 - rate))
+    return rows / max(1.0, effect)
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,7 @@ class Accuracy:
     high: float | None
 
 
-def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
+def accuracy(chosen: Sequence[float], rejected: Sequence[float], prompts: Sequence[Hashable] | None = None) -> Accuracy:
     """Pairwise accuracy of a reward model.
 
     An exact tie counts as wrong, as in TRL's RewardTrainer: a model that gives every text one score prefers nothing
@@ -130,14 +155,16 @@ def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
 
     Args:
         chosen, rejected: Scores of the two completions of each pair, by position.
+        prompts: What stands for each pair's prompt: pairs of one prompt are not independent. None: each has its own.
 
     Raises:
-        ValueError: The two are not of one length.
+        ValueError: They are not of one length.
     """
     pairs = list(zip(chosen, rejected, strict=True))
-    correct = sum(c > r for c, r in pairs)
+    right = [c > r for c, r in pairs]
     ties = sum(c == r for c, r in pairs)
-    return Accuracy(correct, len(pairs), ties, *_share(correct, len(pairs)))
+    worth = None if prompts is None or not pairs else independent(right, prompts)
+    return Accuracy(sum(right), len(pairs), ties, *_share(sum(right), len(pairs), worth))
 
 
 def ignores_prompt(accuracy: float, accuracy_swapped: float) -> bool:
@@ -148,18 +175,24 @@ def ignores_prompt(accuracy: float, accuracy_swapped: float) -> bool:
     return accuracy - accuracy_swapped <= 0.05
 
 
+def change_since(series: Sequence[tuple[int, float]], step: int) -> float:
+    """By how much a logged series ended above where it had come by a step, noise apart (`late_mean`)."""
+    until = [point for point in series if point[0] <= step] or series[:1]
+    return late_mean(series) - late_mean(until)
+
+
 def late_mean(series: Sequence[tuple[int, float]]) -> float:
     """Mean of the last tenth of a logged series, at least one value: where training ended, less its noise."""
     return fmean(value for _, value in series[-max(1, len(series) // 10) :])
 
 
-def _share(hits: int, of: int) -> tuple[float, float, float] | tuple[None, None, None]:
+def _share(hits: int, of: int, worth: float | None = None) -> tuple[float, float, float] | tuple[None, None, None]:
     # Wilson's closed form, for SciPy, which has it, is larger than the whole image of data validation may be.
     if not of:
         return None, None, None
     z = NormalDist().inv_cdf(0.975)
-    rate = hits / of
-    centre = (rate + z * z / (2 * of)) / (1 + z * z / of)
-    half = z / (1 + z * z / of) * math.sqrt(rate * (1 - rate) / of + z * z / (4 * of * of))
+    rate, n = hits / of, of if worth is None else worth
+    centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     # Rounding must not put the rate of none, or of all, outside.
     return rate, max(0.0, min(rate, centre - half)), min(1.0, max(rate, centre + half))

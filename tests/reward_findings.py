@@ -24,21 +24,22 @@ def scored(right: int, sure: float) -> dict:
     return {"chosen": chosen, "rejected": rejected}
 
 
-def held_out(**changes) -> HeldOut:
-    """100 pairs with nothing wrong: 85 right, 55 with prompts exchanged, as many longer as shorter, all spoilings
+def held_out(pairs: int = 100, **changes) -> HeldOut:
+    """Pairs with nothing wrong: of 100, 85 right, 55 with prompts exchanged, as many longer as shorter, all spoilings
     punished, confidence 85 %."""
-    chosen, rejected = ranked(85)
-    swapped_chosen, swapped_rejected = ranked(55)
+    chosen, rejected = ranked(85 * pairs // 100, pairs)
+    swapped_chosen, swapped_rejected = ranked(55 * pairs // 100, pairs)
     made = {
-        "ids": [f"pair-{i}" for i in range(100)],
+        "ids": [f"pair-{i}" for i in range(pairs)],
+        "prompts": list(range(pairs)),
         "chosen": chosen,
         "rejected": rejected,
         "swapped_chosen": swapped_chosen,
         "swapped_rejected": swapped_rejected,
-        "chosen_length": [10 + 10 * (i % 2) for i in range(100)],
-        "rejected_length": [20 - 10 * (i % 2) for i in range(100)],
-        "position": [i // 2 % 2 for i in range(100)],
-        "margin": [None] * 100,
+        "chosen_length": [10 + 10 * (i % 2) for i in range(pairs)],
+        "rejected_length": [20 - 10 * (i % 2) for i in range(pairs)],
+        "position": [i // 2 % 2 for i in range(pairs)],
+        "margin": [None] * pairs,
         "changed": {name: [score - 1 for score in chosen] for name in ("emptied", "shuffled", "repeated")},
     }
     return HeldOut(**made | changes)
@@ -62,5 +63,6 @@ def training(**changes) -> Training:
         "skipped_steps": 0,
         "seen_chosen": chosen,
         "seen_rejected": rejected,
+        "seen_prompts": list(range(100)),
     }
     return Training(**made | changes)

@@ -23,8 +23,8 @@ class Prediction(BaseModel):
     prediction: str
     finish_reason: Literal["stop", "length"] | None
     """None where nobody wrote it down."""
-    tokens: int
-    """Words, where nobody counted tokens."""
+    tokens: int | None
+    """None where nobody counted them."""
     model: str
     template_digest: str | None
     sample: int = 0
@@ -32,6 +32,10 @@ class Prediction(BaseModel):
     @property
     def is_cut(self) -> bool:
         return self.finish_reason == "length"
+
+    @property
+    def words(self) -> int:
+        return len(self.prediction.split())
 
 
 class _Inputs(BaseModel):
@@ -55,7 +59,7 @@ class _Vertex(BaseModel):
             prompt=self.inputs.inputs_pretokenized if self.inputs else self.input_text,
             prediction=self.prediction.strip(),
             finish_reason=None,
-            tokens=len(self.prediction.split()),
+            tokens=None,
             model=name,
             template_digest=None,
         )

@@ -47,7 +47,7 @@ def outcomes_of(before: Sequence[float], after: Sequence[float], tie_margin: flo
     """Outcomes by scores of the same prompts, by position; None where one of the two is not finite.
 
     Args:
-        tie_margin: Differences up to this, in the score's unit, are ties.
+        tie_margin: Differences up to this, in the score's unit, are ties; so is what the rounding of sums may leave.
 
     Raises:
         ValueError: The two are not of one length.
@@ -58,7 +58,8 @@ def outcomes_of(before: Sequence[float], after: Sequence[float], tie_margin: flo
 def _outcome(before: float, after: float, tie_margin: float) -> float | None:
     if not (math.isfinite(before) and math.isfinite(after)):
         return None
-    return 0.5 if abs(after - before) <= tie_margin else float(after > before)
+    tied = abs(after - before) <= tie_margin or math.isclose(after, before, rel_tol=1e-9, abs_tol=1e-12)
+    return 0.5 if tied else float(after > before)
 
 
 def length_controlled(

@@ -20,7 +20,9 @@ class EvaluatorConfig(StageConfig):
         "reward model, or else by `grader`, is above.",
     )
     tie_margin: float = Field(
-        0.0, ge=0, description="Reward differences up to this, in the reward model's unit, are ties."
+        0.0,
+        ge=0,
+        description="Differences up to this are ties, in the unit of who decides: the reward model, or else `grader`.",
     )
     kl_limit: float = Field(
         20.0,

@@ -27,7 +27,7 @@ def training_curves(config: EvaluatorConfig, logs: Mapping[str, Mapping[str, Ser
             "Reward model: accuracy",
             {
                 "training batches": reward.get("reward_model/accuracy"),
-                "held-out pairs": reward.get("reward_model/eval_accuracy"),
+                "selection pairs": reward.get("reward_model/eval_accuracy"),
             },
             "step",
             "share of pairs ranked right",

@@ -30,8 +30,8 @@ class Health:
 
     words: float
     """Mean over completions."""
-    ended: float
-    """Share of completions that end by themselves."""
+    ended: float | None
+    """Share of completions that end by themselves; None where that was not written down for all."""
     empty: float
     """Share of completions that are blank."""
     repetition: float | None
@@ -48,21 +48,21 @@ class Health:
     """Of the words of all completions together, in bits."""
 
     @property
-    def truncated(self) -> float:
+    def truncated(self) -> float | None:
         """Share of completions that were cut off where they might have gone on."""
-        return 1 - self.ended
+        return None if self.ended is None else 1 - self.ended
 
 
 def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def health(prompts: Sequence[str], completions: Sequence[str], ended: Sequence[bool]) -> Health:
+def health(prompts: Sequence[str], completions: Sequence[str], ended: Sequence[bool | None]) -> Health:
     """Measure one model's completions.
 
     Args:
         prompts, completions: By position.
-        ended: Whether each completion ended by itself, not at the limit of tokens.
+        ended: Whether each completion ended by itself, not at the limit of tokens; None where nobody wrote it down.
 
     Raises:
         ValueError: The three are not of one length, or empty.
@@ -77,7 +77,7 @@ def health(prompts: Sequence[str], completions: Sequence[str], ended: Sequence[b
     total = counts.total()
     return Health(
         words=total / len(rows),
-        ended=fmean(map(bool, ended)),
+        ended=None if None in ended else fmean(ended),
         empty=fmean(not completion.strip() for completion in completions),
         repetition=_mean(1 - len(set(grams)) / len(grams) for _, grams in runs),
         copied=_mean(fmean(gram in known for gram in grams) for known, grams in runs),
@@ -142,7 +142,8 @@ def remarks(before: Health, after: Health) -> list[tuple[str, bool]]:
         warnings.append(
             f"{percent(after.empty)} of the tuned model's completions are empty, {percent(before.empty)} before tuning."
         )
-    if after.truncated - before.truncated > TRUNCATED:
+    known = None not in (before.truncated, after.truncated)
+    if known and after.truncated - before.truncated > TRUNCATED:
         warnings.append(
             f"{percent(after.truncated)} of the completions are cut off at the limit of tokens, "
             f"{percent(before.truncated)} before tuning: the model has become worse at stopping."
@@ -173,8 +174,8 @@ def remarks(before: Health, after: Health) -> list[tuple[str, bool]]:
         )
     if not warnings and not others:
         others.append(
-            "Nothing in the completions alarms: none is empty, and they are not cut off, repetitive, copied from the "
-            "prompt or alike more than before tuning."
+            "Nothing in the completions alarms: none is empty, and they are not "
+            f"{'cut off, ' if known else ''}repetitive, copied from the prompt or alike more than before tuning."
         )
     return [(sentence, True) for sentence in warnings] + [(sentence, False) for sentence in others]
 

@@ -26,7 +26,7 @@ OWNED = {REWARD_MODEL: "reward", GRADER: "grade"}
 """Slugs of who may decide, by name. Nobody else gets either, whether they judge in this run or not."""
 MEASURED = {
     *("rouge_1", "rouge_2", "rouge_l", "rouge_lsum", "bleu", "chrf", "bertscore"),
-    *("tokens", "ended", "empty", "repetition", "copied", "distinct_1", "distinct_2", "entropy"),
+    *("tokens", "words", "ended", "empty", "repetition", "copied", "distinct_1", "distinct_2", "entropy"),
     *("reward_beyond_training", "rows_with"),
 }
 """What stands before `_before`, `_after` or `_reference` in other metrics, and so is no judge's slug."""
@@ -100,13 +100,15 @@ def by_reward_model(
     texts |= {name: [p.others[name].prediction for p in pairs] for name in pairs[0].others}
     rows = [(p, text) for found in texts.values() for p, text in zip(pairs, found, strict=True)]
     rows += [(p, p.reference) for p in with_reference]
+    # Each text once: in another batch, rounding would give the same text another score, and a win where there is none.
+    distinct = list(dict.fromkeys((p.prompt, text) for p, text in rows))
     try:
-        with Progress(STAGE, len(rows), unit="completion") as progress:
-            scores = model.score(
-                [p.prompt for p, _ in rows], [text for _, text in rows], config.batch_size, progress.update
-            )
+        with Progress(STAGE, len(distinct), unit="completion") as progress:
+            found = model.score(*map(list, zip(*distinct, strict=True)), config.batch_size, progress.update)
     except ModelError as error:
         raise ModelError(f"{error}; the first such row has id {_first_that_fails(model, rows)!r}") from error
+    score_of = dict(zip(distinct, found, strict=True))
+    scores = [score_of[p.prompt, text] for p, text in rows]
     bad = [p.id for (p, _), score in zip(rows, scores, strict=True) if not math.isfinite(score)]
     if bad:
         raise ModelError(
@@ -129,9 +131,12 @@ def by_reward_model(
     return judgement, model.card
 
 
-def by_run_grader(config: EvaluatorConfig, pairs: Sequence[Pair], template: Template) -> list[Judgement]:
+def by_run_grader(config: EvaluatorConfig, pairs: Sequence[Pair], template: Template, decides: bool) -> list[Judgement]:
     """The judgement of the grader that the policy was tuned with, of references and further models too; and of each of
     its parts, where there are several.
+
+    Args:
+        decides: Whether no reward model does: `config.tie_margin` is in the unit of who decides.
 
     Raises:
         ConfigError: It cannot be loaded.
@@ -169,7 +174,7 @@ def by_run_grader(config: EvaluatorConfig, pairs: Sequence[Pair], template: Temp
         totals.pop("after"),
         reference={p.id: grade for p, grade in known if math.isfinite(grade)},
         others=totals,
-        tie_margin=config.tie_margin,
+        tie_margin=config.tie_margin if decides else 0.0,
         remarks=_on_faults(faults),
         slug=OWNED[GRADER],
     )
@@ -217,8 +222,11 @@ def by_graders(config: EvaluatorConfig, pairs: Sequence[Pair], template: Templat
     return found
 
 
-def by_language_model(config: EvaluatorConfig, pairs: Sequence[Pair]) -> Judgement:
+def by_language_model(config: EvaluatorConfig, pairs: Sequence[Pair], template: Template) -> Judgement:
     """The judge's, asked about both orders of each pair.
+
+    It reads prompts without the chat template's control tokens: a server would take them for its own, and the question
+    for ended where the prompt is.
 
     Raises:
         ConfigError: The endpoint or its key cannot be used.
@@ -227,7 +235,7 @@ def by_language_model(config: EvaluatorConfig, pairs: Sequence[Pair]) -> Judgeme
     with Progress(STAGE, min(len(pairs), config.judge.max_rows), unit="pair") as progress:
         judged = judge(
             config.judge,
-            [p.prompt for p in pairs],
+            [template.without_control_tokens(p.prompt) for p in pairs],
             [p.before.prediction for p in pairs],
             [p.after.prediction for p in pairs],
             progress.update,
@@ -275,7 +283,12 @@ def _by_scores(
     **more: Any,
 ) -> Judgement:
     known = [[math.nan if score is None else score for score in scores] for scores in (before, after)]
-    outcomes = outcomes_of(*known, tie_margin)
+    by_score = outcomes_of(*known, tie_margin)
+    # A grader that draws gives the same text two grades.
+    outcomes = [
+        0.5 if outcome is not None and pair.before.prediction == pair.after.prediction else outcome
+        for pair, outcome in zip(pairs, by_score, strict=True)
+    ]
     return _judgement(name, config, pairs, outcomes, before=before, after=after, **more)
 
 

@@ -28,11 +28,20 @@ class Measures:
     """ROUGE-L by id."""
     health_before: Health
     health_after: Health
+    length: str
+    """In what lengths are measured: "tokens", or "words" where somebody's tokens were not counted."""
     strengths: Mapping[str, Interval]
     """Bradley-Terry, by model."""
+    card: ModelCard | None
+    """The reward model's."""
     beyond: tuple[Share, Share] | None
     """Completions before and after whose reward lies outside what the reward model was trained on."""
     flat: dict[str, float]
+
+    @property
+    def endings_known(self) -> bool:
+        """Whether it was written down on both sides which completions ended by themselves."""
+        return None not in (self.health_before.ended, self.health_after.ended)
 
 
 def measure(
@@ -48,16 +57,17 @@ def measure(
     with_reference = [p for p in pairs if p.reference is not None]
     references = [p.reference for p in with_reference]
     flat: dict[str, float | None] = {"rows": len(pairs), "rows_with_reference": len(references)}
+    counted = all(p.tokens is not None for predictions in sides.values() for p in predictions)
+    length = "tokens" if counted else "words"
     by_id, found = {}, {}
     for side, predictions in sides.items():
         texts = [getattr(p, side).prediction for p in with_reference]
         scores = rouge(texts, references, config.rouge_stemming)
         by_id[side] = dict(zip((p.id for p in with_reference), scores.rows["rougeL"], strict=True))
         flat |= _against_references(config, side, texts, references, scores)
-        ended = [p.finish_reason == "stop" for p in predictions]
+        ended = [None if p.finish_reason is None else not p.is_cut for p in predictions]
         found[side] = health.health([p.prompt for p in pairs], [p.prediction for p in predictions], ended)
-        known = all(p.finish_reason is not None for p in predictions)
-        flat |= _of_health(side, found[side], known) | {f"tokens_{side}": fmean(p.tokens for p in predictions)}
+        flat |= _of_health(side, found[side]) | {f"{length}_{side}": fmean(getattr(p, length) for p in predictions)}
     changed = paired_difference(list(by_id["before"].values()), list(by_id["after"].values()), config.seed)
     flat |= {"rouge_l_change_low": changed.low, "rouge_l_change_high": changed.high} if changed else {}
     for judgement in judgements:
@@ -70,7 +80,9 @@ def measure(
         rouge_after=by_id["after"],
         health_before=found["before"],
         health_after=found["after"],
+        length=length,
         strengths=_strengths(config, pairs, judgements[0]),
+        card=card,
         beyond=beyond,
         flat={name: float(value) for name, value in flat.items() if value is not None},
     )
@@ -86,12 +98,9 @@ def _against_references(
     return flat
 
 
-def _of_health(side: str, found: Health, endings_known: bool) -> dict[str, float | None]:
-    flat = {
-        f"{name}_{side}": getattr(found, name)
-        for name in ("empty", "repetition", "copied", "distinct_1", "distinct_2", "entropy")
-    }
-    return flat | {f"ended_{side}": found.ended if endings_known else None}
+def _of_health(side: str, found: Health) -> dict[str, float | None]:
+    names = ("ended", "empty", "repetition", "copied", "distinct_1", "distinct_2", "entropy")
+    return {f"{name}_{side}": getattr(found, name) for name in names}
 
 
 def _of_judgement(config: EvaluatorConfig, judgement: Judgement, main: bool) -> dict[str, float | None]:

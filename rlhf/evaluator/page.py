@@ -17,7 +17,7 @@ from rlhf.evaluator.judgements import REWARD_MODEL, Judgement
 from rlhf.evaluator.measures import Measures
 from rlhf.evaluator.pairs import Pair
 from rlhf.evaluator.verdict import Verdict
-from rlhf.metrics import ignores_prompt
+from rlhf.models.card import ModelCard
 from rlhf.report import figures
 from rlhf.report.browser import SCRIPT, Row, browser
 from rlhf.report.page import (
@@ -100,7 +100,7 @@ class Remark:
 def remarks(result: Evaluation) -> list[Remark]:
     measures = result.measures
     said: list[Remark] = []
-    said += _prompt_sensitivity(result.logs["reward"])
+    said += _prompt_sensitivity(measures.card)
     said += _beyond(result)
     said += [Remark(text, warning=True) for text in health.disagreements(_changes(result))]
     said += [Remark(text, warning) for text, warning in health.remarks(measures.health_before, measures.health_after)]
@@ -147,12 +147,14 @@ def _verdict(result: Evaluation) -> Markup:
     return Markup("").join([banner, *((note if r.warning else paragraph)(r.text) for r in said)])
 
 
-def _prompt_sensitivity(reward_logs: Mapping[str, Series]) -> list[Remark]:
-    right, swapped = (reward_logs.get(f"reward_model/{tag}") for tag in ("eval_accuracy", "accuracy_prompt_swapped"))
-    if not right or not swapped:
+def _prompt_sensitivity(card: ModelCard | None) -> list[Remark]:
+    known = {} if card is None else card.training
+    ignored, with_right, with_swapped = map(
+        known.get, ("ignores_prompt", "accuracy_unswapped", "accuracy_prompt_swapped")
+    )
+    if None in (ignored, with_right, with_swapped):
         return []
-    with_right, with_swapped = right[-1][1], swapped[-1][1]
-    if ignores_prompt(with_right, with_swapped):
+    if ignored:
         text = (
             f"The reward model ignores the prompt: its accuracy on held-out pairs is {percent(with_right)} with the "
             f"right prompts and {percent(with_swapped)} with those of other pairs. It judges how a completion looks, "
@@ -171,13 +173,14 @@ def _numbers(result: Evaluation) -> Markup:
     unit, slug = result.unit.capitalize(), result.main.slug
     graded = f"{slug}_after" in m
     change = signed(m[f"{slug}_after"] - m[f"{slug}_before"]) if graded else "–"
+    length = result.measures.length
     cards = [
         ("Win rate", *_win_rate(result.main)),
         (unit, change, "mean, after minus before"),
         ("KL", f"{m['kl']:.2f}" if "kl" in m else "–", "nats per completion"),
-        ("Length", f"{m['tokens_after']:.1f}", f"tokens, {m['tokens_before']:.1f} before"),
+        ("Length", f"{m[f'{length}_after']:.1f}", f"{length}, {m[f'{length}_before']:.1f} before"),
     ]
-    if "ended_after" in m:
+    if result.measures.endings_known:
         ended = ("Ended", percent(m["ended_after"]), f"by themselves; {percent(m['ended_before'])} before")
         cards.insert(3, ended)
     if "rouge_l_after" in m:
@@ -199,9 +202,9 @@ def _numbers(result: Evaluation) -> Markup:
     ]
     rows += [
         _row("Length, mean characters", *(fmean(map(len, found)) for found in texts if found), digits=1),
-        _row("Length, mean tokens", m["tokens_before"], m["tokens_after"], digits=1),
+        _row(f"Length, mean {length}", m[f"{length}_before"], m[f"{length}_after"], digits=1),
     ]
-    if "ended_after" in m:
+    if result.measures.endings_known:
         rows.append(_row("Ended by themselves, %", 100 * m["ended_before"], 100 * m["ended_after"], digits=1))
     rows.append(_row("Empty, %", 100 * m["empty_before"], 100 * m["empty_after"], digits=1))
     caption = (
@@ -276,7 +279,7 @@ def _share(rate: float | None, low: float | None, high: float | None) -> str | N
 def _health(result: Evaluation) -> Markup:
     before, after = result.measures.health_before, result.measures.health_after
     rows = [_row("Words, mean", before.words, after.words, digits=1)]
-    if "ended_after" in result.metrics:
+    if result.measures.endings_known:
         rows.append(_row("Cut off, %", 100 * before.truncated, 100 * after.truncated, digits=1))
     for name, label in (
         ("empty", "Empty, %"),
@@ -365,7 +368,8 @@ def _browsed(result: Evaluation, place: int) -> Row:
         if pair.reference is not None:
             change = result.measures.rouge_after[pair.id] - result.measures.rouge_before[pair.id]
         scores["ROUGE-L"] = change
-    scores["tokens"] = float(pair.after.tokens - pair.before.tokens)
+    length = result.measures.length
+    scores[length] = float(getattr(pair.after, length) - getattr(pair.before, length))
     return Row(
         id=pair.id,
         prompt=without_marks(pair.prompt),
@@ -391,7 +395,7 @@ def _change(judgement: Judgement, place: int) -> float | None:
 def _facts(unit: str, prediction: Prediction, reward: float | None, rouge_l: float | None) -> str:
     facts = [
         f"{unit} {'not known' if reward is None else signed(reward)}",
-        count(prediction.tokens, "token" if prediction.finish_reason else "word"),
+        count(prediction.words, "word") if prediction.tokens is None else count(prediction.tokens, "token"),
     ]
     if rouge_l is not None:
         facts.append(f"ROUGE-L {rouge_l:.2f}")

@@ -1,6 +1,5 @@
 """What models wrote for the same prompts, and the human references, joined by id."""
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.data.predictions import Prediction, read_predictions
-from rlhf.data.store import MESSAGES, read_dataset
+from rlhf.data.store import MESSAGES, prompt_of, read_dataset
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 
@@ -76,7 +75,7 @@ def read_pairs(
             before=by_id[BEFORE][row["id"]],
             after=by_id[AFTER][row["id"]],
             reference=(row["reference"] or "").strip() or None,
-            original=_original(row),
+            original=prompt_of(row),
             others={name: by_id[name][row["id"]] for name in others or {}},
         )
         for row in rows
@@ -87,11 +86,6 @@ def read_pairs(
 
 def _prompt(prediction: Prediction, row: Mapping[str, Any], template: Template) -> str:
     return prediction.prompt if prediction.template_digest else template.render(row["prompt"], row.get(MESSAGES))
-
-
-def _original(row: Mapping[str, Any]) -> str | list[dict[str, str]]:
-    messages = row.get(MESSAGES)
-    return json.loads(messages) if messages else row["prompt"]
 
 
 def _by_position(name: str, predictions: list[Prediction], rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:

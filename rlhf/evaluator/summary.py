@@ -19,11 +19,11 @@ def markdown(result: Evaluation) -> str:
     for label, name, digits in (
         (result.unit.capitalize(), result.main.slug, 3),
         ("ROUGE-L", "rouge_l", 3),
-        ("Tokens", "tokens", 1),
+        (result.measures.length.capitalize(), result.measures.length, 1),
     ):
         if f"{name}_after" in m:
             lines.append(f"| {label} | {m[f'{name}_before']:.{digits}f} | {m[f'{name}_after']:.{digits}f} |")
-    if "ended_after" in m:
+    if result.measures.endings_known:
         lines.append(f"| Ended by themselves | {percent(m['ended_before'])} | {percent(m['ended_after'])} |")
     lines += ["", "| judge | win rate | at equal lengths |", "| --- | ---: | ---: |"]
     lines += [f"| {plain(j.name)} | {_share(j.wins)} | {_share(j.controlled)} |" for j in result.judgements]

@@ -2,12 +2,13 @@
 Stiennon et al. 2020), so nothing is gated on it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlhf.evaluator.compare import Controlled, rows_needed, ties_half
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.metrics import WinRate
-from rlhf.words import percent
+from rlhf.words import listed, percent
 
 BY_LENGTH = 0.005  # of a win rate: what equal lengths take from it that is worth a word
 
@@ -30,6 +31,7 @@ def decide(
     ended_after: float | None,
     judge: str = "reward model",
     not_judged: int = 0,
+    not_there: Sequence[str] = (),
 ) -> Verdict:
     """Promote if no condition is violated. What was not measured, KL or endings, is not checked and violates nothing.
 
@@ -40,13 +42,22 @@ def decide(
         ended_before, ended_after: Shares of completions that ended by themselves; None where nobody wrote it down.
         judge: By whom `win_rate` is.
         not_judged: Pairs that the judge said nothing of.
+        not_there: Inputs of logs that were given, and whose folders do not exist.
     """
-    reasons = [_win_rate(config, win_rate, controlled), _kl(config, kl), _ended(config, ended_before, ended_after)]
+    reasons = [
+        _win_rate(config, win_rate, controlled),
+        _kl(config, kl, not_there),
+        _ended(config, ended_before, ended_after),
+    ]
     enough = True
     if not_judged:
         reasons.append(_judged(config, win_rate, judge, not_judged))
         enough = reasons[-1][0]
     promote = all(met is not False for met, _ in reasons)
+    # The limit is the user's; better and worse are not: they are the sides of one half.
+    better = controlled.low is not None and controlled.low > 0.5
+    limit = f"{percent(config.min_win_rate)} (evaluation.min_win_rate)"
+    more = max(0.5, config.min_win_rate)
     if not enough:
         headline = f"The {judge} left too many pairs without a judgement to say which of the two models is better."
     elif win_rate.rate is None:
@@ -56,21 +67,30 @@ def decide(
             "The two models' completions differ in length everywhere alike, so that nobody can tell whether the one "
             "wins by more than that."
         )
-    elif promote:
+    elif promote and better:
         headline = (
             f"By the {judge}, the tuned model is better than the one before: at equal lengths in "
             f"{percent(controlled.rate)} of the pairs."
         )
-    elif reasons[0][0]:
+    elif promote:
+        headline = (
+            f"By the {judge}, the tuned model wins at equal lengths in {percent(controlled.rate)} of the pairs: more "
+            f"than the {limit} that is asked for, but it is not shown that it is better than the one before."
+        )
+    elif reasons[0][0] and better:
         headline = f"By the {judge} the tuned model is better, but it paid for that in a way that does not pass."
-    elif win_rate.low > config.min_win_rate and _is_length(win_rate, controlled):
+    elif reasons[0][0]:
+        headline = f"By the {judge} the tuned model wins more than {limit}, but it paid for that."
+    elif better:
+        headline = f"By the {judge} the tuned model is better, but it is not shown that it wins more than {limit}."
+    elif win_rate.low > more and _is_length(win_rate, controlled):
         headline = f"By the {judge} the tuned model wins more often, but not by more than its other length explains."
-    elif win_rate.low > config.min_win_rate and win_rate.ties:
+    elif win_rate.low > more and win_rate.ties:
         headline = (
             f"By the {judge} the tuned model wins more of the decided pairs, but with ties counted half it is not "
             "shown that it is better."
         )
-    elif win_rate.rate < 0.5:
+    elif controlled.high < 0.5:
         headline = f"By the {judge}, the tuned model is worse than the one before."
     else:
         headline = "It is not shown that the tuned model is better than the one before."
@@ -113,7 +133,9 @@ def _judged(config: EvaluatorConfig, win_rate: WinRate, judge: str, not_judged: 
     return met, f"{text}{limit}."
 
 
-def _kl(config: EvaluatorConfig, kl: float | None) -> tuple[bool | None, str]:
+def _kl(config: EvaluatorConfig, kl: float | None, not_there: Sequence[str]) -> tuple[bool | None, str]:
+    if kl is None and not_there:
+        return None, f"KL: not checked, because there is no such folder as was given for {listed(not_there)}."
     if kl is None:
         return None, "KL: not checked, because no log of the tuning with `ppo/kl` or `grpo/kl` was given."
     if not math.isfinite(kl):

@@ -163,7 +163,11 @@ def histogram(
     with mpl.rc_context(_STYLE):
         drawing, axes = _axes(title, x_label, y_label)
         if values:
-            edges = np.histogram_bin_edges(np.concatenate(list(values.values())), bins=bins)
+            together = np.concatenate(list(values.values()))
+            low, high = together.min(), together.max()
+            if high - low <= 1e-9 * max(1.0, abs(low), abs(high)):  # what rounding leaves of equal values
+                low, high = low - 0.5, high + 0.5
+            edges = np.linspace(low, high, bins + 1)
         for index, (label, row) in enumerate(values.items()):
             colour = _series_colour(index, len(values))
             shares = np.histogram(row, bins=edges)[0] / row.size

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.errors import TrainingError
-from rlhf.metrics import Accuracy, accuracy, ignores_prompt, late_mean
+from rlhf.metrics import Accuracy, accuracy, change_since, ignores_prompt
 from rlhf.reward_trainer.measures import (
     Baseline,
     Calibration,
     Correlation,
+    Drop,
     Group,
     Roc,
     Sensitivity,
@@ -19,6 +20,7 @@ from rlhf.reward_trainer.measures import (
     by_size,
     calibration,
     confusion,
+    drop,
     orientation,
     pairwise_loss,
     pearson,
@@ -30,6 +32,7 @@ from rlhf.reward_trainer.measures import (
 from rlhf.reward_trainer.statements import CHANGES, Verdict, statements, verdict
 
 MEMORISED = 0.1  # gap of accuracy between pairs seen and held out
+LARGE_DROP = 0.15  # of accuracy with prompts exchanged
 OVERFIT = 1.1  # loss on the selection pairs at the end, over their lowest
 
 
@@ -38,6 +41,8 @@ class HeldOut:
     """Scores of held-out pairs, one entry a pair, in the order of the data."""
 
     ids: Sequence[str]
+    prompts: Sequence[int]
+    """What stands for each pair's prompt, the same for the same: such pairs are not independent."""
     chosen: Sequence[float]
     rejected: Sequence[float]
     """Shifted scores."""
@@ -86,13 +91,15 @@ class Training:
     best_step: int
     """That of the model that is kept."""
     passes: float
-    """Over the training pairs."""
+    """Over the training pairs, until then."""
     stopped_early: bool
     skipped_steps: int
     """Whose loss or gradient was not finite."""
     seen_chosen: Sequence[float]
     seen_rejected: Sequence[float]
-    """The final model's scores of a sample of the pairs that it trained on."""
+    """Its scores of a sample of the pairs that it trained on."""
+    seen_prompts: Sequence[int]
+    """What stands for their prompts."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,10 @@ class Findings:
     """With prompts exchanged between pairs; None with one prompt only, or where no pair fits under another."""
     accuracy_unswapped: Accuracy | None
     """Of the same pairs with their own prompts."""
+    drop: Drop | None
+    """From these to those with prompts exchanged."""
+    prompts: int
+    """Different ones among the held-out pairs."""
     unswappable: int
     """Pairs that fit the model's positions under no prompt but their own."""
     accuracy_seen: Accuracy | None
@@ -147,10 +158,14 @@ class Findings:
 
     @property
     def ignores_prompt(self) -> bool | None:
-        """By the rule of `rlhf.metrics.ignores_prompt`; None where no prompts were exchanged."""
-        if self.accuracy_swapped is None:
+        """By the rule of `rlhf.metrics.ignores_prompt`; None where no prompts were exchanged, or for too few pairs to
+        tell: it reads the prompt only where a drop is shown, and ignores it only where none of 15 points is likely.
+        """
+        if self.drop is None:
             return None
-        return ignores_prompt(self.accuracy_unswapped.rate, self.accuracy_swapped.rate)
+        if ignores_prompt(self.accuracy_unswapped.rate, self.accuracy_swapped.rate):
+            return True if self.drop.high <= LARGE_DROP else None
+        return False if self.drop.low > 0 else None
 
     @property
     def memorised(self) -> bool | None:
@@ -189,6 +204,7 @@ class Findings:
             "accuracy_low": self.accuracy.low,
             "accuracy_high": self.accuracy.high,
             "accuracy_prompt_swapped": self.accuracy_swapped and self.accuracy_swapped.rate,
+            "accuracy_unswapped": self.accuracy_unswapped and self.accuracy_unswapped.rate,
             "accuracy_seen": self.accuracy_seen and self.accuracy_seen.rate,
             "loss": self.loss,
             "loss_seen": self.loss_seen,
@@ -226,28 +242,42 @@ def examine(held_out: HeldOut, training: Training) -> Findings:
     margin = np.array(held_out.margin, dtype=float)
     given = ~np.isnan(margin)
     chosen_first = orientation(held_out.ids, position)
+    place_of = {prompt: place for place, prompt in enumerate(dict.fromkeys(held_out.prompts))}
+    prompts = np.array([place_of[prompt] for prompt in held_out.prompts])
     scores, tokens = np.concatenate([chosen, rejected]), np.concatenate(lengths)
     seen = np.array(training.seen_chosen, dtype=float) - np.array(training.seen_rejected, dtype=float)
-    changed = {name: sensitivity(chosen, held_out.changed[name]) for name in CHANGES if name in held_out.changed}
+    changed = {
+        name: sensitivity(chosen, held_out.changed[name], prompts) for name in CHANGES if name in held_out.changed
+    }
+    exchanged = prompts[held_out.exchanged] if held_out.exchanged else None
+    swapped = unswapped = fall = None
+    if exchanged is not None:
+        with_own, with_others = held_out.with_own_prompts, held_out.with_prompts_exchanged
+        unswapped, swapped = (accuracy(*sides, exchanged.tolist()) for sides in (with_own, with_others))
+        fall = drop(np.greater(*with_own), np.greater(*with_others), exchanged)
     return Findings(
-        accuracy=accuracy(held_out.chosen, held_out.rejected),
-        accuracy_swapped=accuracy(*held_out.with_prompts_exchanged) if held_out.exchanged else None,
-        accuracy_unswapped=accuracy(*held_out.with_own_prompts) if held_out.exchanged else None,
+        accuracy=accuracy(held_out.chosen, held_out.rejected, held_out.prompts),
+        accuracy_swapped=swapped,
+        accuracy_unswapped=unswapped,
+        drop=fall,
+        prompts=len(place_of),
         unswappable=0 if held_out.swapped_chosen is None else len(held_out.ids) - len(held_out.exchanged),
-        accuracy_seen=accuracy(training.seen_chosen, training.seen_rejected) if seen.size else None,
+        accuracy_seen=(
+            accuracy(training.seen_chosen, training.seen_rejected, training.seen_prompts) if seen.size else None
+        ),
         loss=pairwise_loss(difference),
         loss_seen=pairwise_loss(seen) if seen.size else None,
         constant=bool(np.ptp(scores) <= 1e-6 * max(1.0, abs(scores).max())),  # what is left of float32
-        by_length=by_length(*lengths, right),
-        by_own_margin=by_size(abs(difference), right),
-        by_margin=by_size(margin[given], right[given]) if given.any() else [],
+        by_length=by_length(*lengths, right, prompts),
+        by_own_margin=by_size(abs(difference), right, prompts),
+        by_margin=by_size(margin[given], right[given], prompts[given]) if given.any() else [],
         by_position=[
-            Group(f"{name} candidate chosen", share_of(right[position == place]))
+            Group(f"{name} candidate chosen", share_of(right[position == place], prompts[position == place]))
             for place, name in enumerate(("first", "second"))
             if (position == place).any()
         ],
-        baselines=_baselines(np.sign(lengths[0] - lengths[1]), 1 - 2 * position, right),
-        calibration=calibration(difference),
+        baselines=_baselines(np.sign(lengths[0] - lengths[1]), 1 - 2 * position, right, prompts),
+        calibration=calibration(difference, prompts),
         roc=roc(difference, chosen_first),
         confusion=confusion(difference, chosen_first),
         length={
@@ -262,7 +292,7 @@ def examine(held_out: HeldOut, training: Training) -> Findings:
     )
 
 
-def _baselines(longer: np.ndarray, first: np.ndarray, right: np.ndarray) -> dict[str, Baseline]:
+def _baselines(longer: np.ndarray, first: np.ndarray, right: np.ndarray, prompts: np.ndarray) -> dict[str, Baseline]:
     """Rules that take the chosen response where `longer` or `first` is 1, the rejected one where -1; else undecided.
 
     The opposite of a rule that is worse than a coin is a better rule, so the model has to beat that one, too.
@@ -270,11 +300,11 @@ def _baselines(longer: np.ndarray, first: np.ndarray, right: np.ndarray) -> dict
     found = {}
     for name, opposite, takes in (("longer wins", "shorter wins", longer), ("first wins", "second wins", first)):
         decides = np.where(abs(takes) == 1, takes, np.nan)
-        rule = baseline((decides + 1) / 2, right)
+        rule = baseline((decides + 1) / 2, right, prompts)
         if rule.rule.of:
             found[name] = rule
             if rule.rule.high < 0.5:
-                found[opposite] = baseline((1 - decides) / 2, right)
+                found[opposite] = baseline((1 - decides) / 2, right, prompts)
     return found
 
 
@@ -286,8 +316,7 @@ def _overfit_after(history: Mapping[str, Sequence[tuple[int, float]]]) -> int | 
     if not losses or not selection:
         return None
     step, lowest = min(selection, key=lambda point: point[1])
-    until = [point for point in losses if point[0] <= step] or losses[:1]
-    overfits = selection[-1][1] >= OVERFIT * lowest and late_mean(losses) < late_mean(until)
+    overfits = selection[-1][1] >= OVERFIT * lowest and change_since(losses, step) < 0
     return step if overfits and selection[-1][0] > step else None
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 from scipy.special import expit
-from scipy.stats import ConstantInputWarning, NearConstantInputWarning, binomtest, pearsonr, spearmanr
+from scipy.stats import ConstantInputWarning, NearConstantInputWarning, binomtest, norm, pearsonr, spearmanr
 from sklearn.metrics import auc, roc_curve
 
-from rlhf.metrics import Share, share
+from rlhf.metrics import Share, independent, share
 from rlhf.words import three
 
 AS_LONG = 0.1  # lengths that differ by at most this share of the longer one are about the same
@@ -20,6 +20,7 @@ OVER_CONFIDENT = 0.05  # difference of mean confidence and share right that is w
 PUNISHED = 0.9
 ROC_POINTS = 200
 SIGNIFICANT = 0.05
+Z = float(norm.ppf(0.975))
 
 
 @dataclass(frozen=True)
@@ -116,32 +117,72 @@ def pairwise_loss(difference: np.ndarray) -> float:
     return float(np.logaddexp(0.0, -difference).mean())
 
 
-def baseline(rule: np.ndarray, right: np.ndarray) -> Baseline:
+@dataclass(frozen=True)
+class Drop:
+    """By how much a share falls, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def drop(before: np.ndarray, after: np.ndarray, prompts: np.ndarray) -> Drop:
+    """Fall of the share of pairs ranked right, from `before` to `after`, of the same pairs.
+
+    The interval is that of Agresti and Min 2005 for matched pairs, who add two pairs of which either is right in one
+    half; its variance is that over prompts, as pairs of one prompt are not independent.
+
+    Args:
+        before, after: (pairs,) whether the model ranks the pair right.
+        prompts: (pairs,) what stands for each pair's prompt.
+    """
+    change = before.astype(float) - after
+    members = np.unique(prompts, return_inverse=True)[1]
+    sums = np.bincount(members, weights=change - change.mean())
+    groups, pairs = sums.size, change.size + 2
+    spread = (sums**2).sum() * (groups / (groups - 1) if groups > 1 else 1.0) + 1
+    centre, half = change.sum() / pairs, Z * np.sqrt(spread) / pairs
+    return Drop(float(change.mean()), float(centre - half), float(centre + half))
+
+
+def baseline(rule: np.ndarray, right: np.ndarray, prompts: np.ndarray | None = None) -> Baseline:
     """Compare a rule with the model, pair by pair.
 
     Args:
         rule: (pairs,) whether the rule takes the chosen response, NaN where it does not decide: such pairs count for
             neither, as in data validation's own share of longer candidates that were chosen.
         right: (pairs,) whether the model ranks the pair right.
+        prompts: (pairs,) what stands for each pair's prompt; None: each has its own.
 
-    The exact test of McNemar 1947: of the pairs where just one of the two is right, each is so in half of them.
+    The exact test of McNemar 1947: of the pairs where just one of the two is right, each is so in half of them. Pairs
+    of one prompt count for as many as they are worth (`rlhf.metrics.independent`).
     """
     decided = ~np.isnan(rule)
-    rule, right = rule[decided] == 1, right[decided]
-    only_model, only_rule = int((right & ~rule).sum()), int((rule & ~right).sum())
+    rule, right, prompts = rule[decided] == 1, right[decided], _some(prompts, decided)
     p = None
     if rule.size:
-        discordant = only_model + only_rule
-        p = float(binomtest(only_model, discordant).pvalue) if discordant else 1.0
-    return Baseline(share_of(rule), share_of(right), p)
+        only_one = right != rule
+        worth = round(_worth(right[only_one], _some(prompts, only_one)))
+        p = float(binomtest(round(right[only_one].mean() * worth), worth).pvalue) if worth else 1.0
+    return Baseline(share_of(rule, prompts), share_of(right, prompts), p)
 
 
-def share_of(hits: np.ndarray) -> Share:
-    """Of booleans."""
-    return share(int(hits.sum()), hits.size)
+def share_of(hits: np.ndarray, prompts: np.ndarray | None = None) -> Share:
+    """Of booleans; pairs of one prompt are not independent."""
+    return share(int(hits.sum()), hits.size, _worth(hits, prompts))
 
 
-def by_length(chosen: np.ndarray, rejected: np.ndarray, right: np.ndarray) -> list[Group]:
+def _worth(hits: np.ndarray, prompts: np.ndarray | None) -> float:
+    return hits.size if prompts is None or not hits.size else independent(hits.tolist(), prompts.tolist())
+
+
+def _some(prompts: np.ndarray | None, inside: np.ndarray) -> np.ndarray | None:
+    return None if prompts is None else prompts[inside]
+
+
+def by_length(
+    chosen: np.ndarray, rejected: np.ndarray, right: np.ndarray, prompts: np.ndarray | None = None
+) -> list[Group]:
     """Pairs by how long the chosen response is beside the rejected one; only groups that hold pairs.
 
     Args:
@@ -156,10 +197,10 @@ def by_length(chosen: np.ndarray, rejected: np.ndarray, right: np.ndarray) -> li
         ("longer", (relative > AS_LONG) & (relative <= FAR_APART)),
         ("over 1.5 times as long", relative > FAR_APART),
     )
-    return [Group(label, share_of(right[inside])) for label, inside in groups if inside.any()]
+    return [Group(label, share_of(right[inside], _some(prompts, inside))) for label, inside in groups if inside.any()]
 
 
-def by_size(values: np.ndarray, right: np.ndarray, parts: int = 4) -> list[Group]:
+def by_size(values: np.ndarray, right: np.ndarray, prompts: np.ndarray | None = None, parts: int = 4) -> list[Group]:
     """Pairs in `parts` of about the same size, by quantiles of `values`; by value where there are no more values."""
     distinct = np.unique(values)
     if distinct.size <= parts:
@@ -170,11 +211,12 @@ def by_size(values: np.ndarray, right: np.ndarray, parts: int = 4) -> list[Group
     for part in np.unique(member):
         inside = member == part
         low, high = (three(edge) for edge in (values[inside].min(), values[inside].max()))
-        groups.append(Group(low if low == high else f"{low} to {high}", share_of(right[inside])))
+        found = share_of(right[inside], _some(prompts, inside))
+        groups.append(Group(low if low == high else f"{low} to {high}", found))
     return groups
 
 
-def calibration(difference: np.ndarray) -> Calibration:
+def calibration(difference: np.ndarray, prompts: np.ndarray | None = None) -> Calibration:
     """Reliability bins and expected calibration error (Guo et al. 2017, eq. 2 and 3), over 10 bins of equal width.
 
     By the Bradley-Terry model that the loss fits, the probability that the higher scored response is the better one is
@@ -182,17 +224,19 @@ def calibration(difference: np.ndarray) -> Calibration:
 
     Args:
         difference: (pairs,) score of the chosen response less that of the rejected one.
+        prompts: (pairs,) what stands for each pair's prompt; None: each has its own.
     """
-    difference = difference[difference != 0]
+    prompts, difference = _some(prompts, difference != 0), difference[difference != 0]
     if not difference.size:
         return Calibration([], None, None, share(0, 0))
     confidence, right = expit(abs(difference)), difference > 0
     member = np.digitize(confidence, np.linspace(0.5, 1, BINS + 1)[1:-1], right=True)
     bins = [
-        Bin(float(confidence[member == part].mean()), share_of(right[member == part])) for part in np.unique(member)
+        Bin(float(confidence[inside].mean()), share_of(right[inside], _some(prompts, inside)))
+        for inside in (member == part for part in np.unique(member))
     ]
     ece = sum(b.right.of * abs(b.right.rate - b.confidence) for b in bins) / difference.size
-    return Calibration(bins, ece, float(confidence.mean()), share_of(right))
+    return Calibration(bins, ece, float(confidence.mean()), share_of(right, prompts))
 
 
 def orientation(ids: Sequence[str], position: np.ndarray) -> np.ndarray:
@@ -255,14 +299,18 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation | None:
         return Correlation(value, None, None)
     if abs(value) == 1:
         return Correlation(value, value, value)
-    half = 1.959964 * np.sqrt((1 + value**2 / 2) / (x.size - 3))
+    half = Z * np.sqrt((1 + value**2 / 2) / (x.size - 3))
     return Correlation(value, *(float(np.tanh(np.arctanh(value) + side * half)) for side in (-1, 1)))
 
 
-def sensitivity(before: np.ndarray, after: Sequence[float | None]) -> Sensitivity | None:
+def sensitivity(
+    before: np.ndarray, after: Sequence[float | None], prompts: np.ndarray | None = None
+) -> Sensitivity | None:
     """How scores change, over those measured; None where nothing was."""
-    changes = np.array([new - old for old, new in zip(before, after, strict=True) if new is not None], dtype=float)
-    return Sensitivity(float(changes.mean()), share_of(changes < 0)) if changes.size else None
+    after = np.array(after, dtype=float)
+    known = ~np.isnan(after)
+    changes = (after - before)[known]
+    return Sensitivity(float(changes.mean()), share_of(changes < 0, _some(prompts, known))) if changes.size else None
 
 
 def _varying(correlate, x: np.ndarray, y: np.ndarray):

@@ -106,6 +106,7 @@ def score_held_out(model: Any, pairs: Sequence[Pair], batch_size: int, seed: int
     rest = [None] * (len(pairs) - CHANGED_PAIRS)
     return HeldOut(
         ids=[pair.id for pair in pairs],
+        prompts=[pair.key for pair in pairs],
         chosen=scores["chosen"],
         rejected=scores["rejected"],
         swapped_chosen=scores.get("swapped_chosen"),

@@ -108,17 +108,20 @@ def run(
     model.model = trainee.trained()
 
     found = score_held_out(model, held_out, config.eval_batch_size, config.seed, STAGE)
-    seen = _score_seen(model, train[:: max(1, len(train) // SEEN_PAIRS)][:SEEN_PAIRS], config.eval_batch_size)
+    best_step = state.best_step or state.step
+    trained_on = _trained_on(train, config, best_step)
+    seen = _score_seen(model, trained_on[:: max(1, len(trained_on) // SEEN_PAIRS)][:SEEN_PAIRS], config.eval_batch_size)
     training = Training(
         history=state.history,
         steps=state.step,
         planned_steps=config.train_steps,
-        best_step=state.best_step or state.step,
-        passes=state.step * config.batch_size / len(train),
+        best_step=best_step,
+        passes=best_step * config.batch_size / len(train),
         stopped_early=state.stopped_early,
         skipped_steps=state.skipped_steps,
-        seen_chosen=[chosen for chosen, _ in seen],
-        seen_rejected=[rejected for _, rejected in seen],
+        seen_chosen=[chosen for _, chosen, _ in seen],
+        seen_rejected=[rejected for *_, rejected in seen],
+        seen_prompts=[prompt for prompt, *_ in seen],
     )
     findings = examine(found, training)
     metrics = {
@@ -180,7 +183,6 @@ def _train(
     tracker: Any,
     checkpoints: Any,
 ) -> Any:
-    from rlhf.reward_trainer.batches import training_order
     from rlhf.reward_trainer.trainer import PairwiseTrainer
     from rlhf.training.run import EVALUATIONS_PER_RUN, Evaluation, fit
 
@@ -188,7 +190,7 @@ def _train(
         model,
         config,
         [(pair.chosen, pair.rejected, config.margin_scale * (pair.margin or 0.0)) for pair in train],
-        training_order([pair.key for pair in train], config.batch_size, config.train_steps, config.seed),
+        _order(train, config, config.train_steps),
         scratch,
     )
     evaluation = None
@@ -213,6 +215,17 @@ def _train(
     return state
 
 
+def _order(train: Sequence[Any], config: RewardTrainerConfig, steps: int) -> list[int]:
+    from rlhf.reward_trainer.batches import training_order
+
+    return training_order([pair.key for pair in train], config.batch_size, steps, config.seed)
+
+
+def _trained_on(train: Sequence[Any], config: RewardTrainerConfig, steps: int) -> list[Any]:
+    """The pairs of so many first steps, each once."""
+    return [train[index] for index in dict.fromkeys(_order(train, config, steps))]
+
+
 def _measure(model: Any, pairs: Sequence[Any], batch_size: int) -> dict[str, float]:
     """Loss and accuracy on pairs, of which every process scores its share."""
     import numpy as np
@@ -230,16 +243,16 @@ def _measure(model: Any, pairs: Sequence[Any], batch_size: int) -> dict[str, flo
     }
 
 
-def _score_seen(model: Any, pairs: Sequence[Any], batch_size: int) -> list[tuple[float, float]]:
-    """Scores of pairs that were trained on, less those whose steps were skipped because they are not finite."""
+def _score_seen(model: Any, pairs: Sequence[Any], batch_size: int) -> list[tuple[int, float, float]]:
+    """Prompts' keys and scores of pairs that were trained on, less those that are not finite: their steps were skipped."""
     scored = model.score_encoded([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], batch_size)
-    both = zip(scored[: len(pairs)], scored[len(pairs) :], strict=True)
-    return [scores for scores in both if all(map(math.isfinite, scores))]
+    rows = zip((pair.key for pair in pairs), scored[: len(pairs)], scored[len(pairs) :], strict=True)
+    return [row for row in rows if all(map(math.isfinite, row[1:]))]
 
 
-def _score_range(seen: Sequence[tuple[float, float]]) -> dict[str, float]:
+def _score_range(seen: Sequence[tuple[int, float, float]]) -> dict[str, float]:
     """Between which scores lie those of what was trained on: beyond them nobody told the model what people prefer."""
-    scores = [score for pair in seen for score in pair]
+    scores = [score for _, *pair in seen for score in pair]
     return {"score_lowest": min(scores), "score_highest": max(scores)} if scores else {}
 
 

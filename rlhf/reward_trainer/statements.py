@@ -72,6 +72,7 @@ def statements(findings: Findings) -> list[Statement]:
             *_calibration(findings),
             *_length(findings),
             *_ties(findings),
+            *_prompts(findings),
             *said,
         ]
     return sorted(said, key=lambda statement: (False, True, None).index(statement[0]))
@@ -112,6 +113,8 @@ def _prompt(findings: Findings) -> list[Statement]:
             "The reward model ignores the prompt: its scores say how a response looks, not whether it fits the prompt."
         )
         return [(False, f"{text} {figures}")]
+    if findings.ignores_prompt is None:
+        return [(None, f"Whether the reward model reads the prompt cannot be told from so few pairs. {figures}")]
     return [(True, f"The reward model reads the prompt. {figures}")]
 
 
@@ -195,6 +198,17 @@ def _length(findings: Findings) -> list[Statement]:
 def _ties(findings: Findings) -> list[Statement]:
     ties = findings.accuracy.ties
     return [(None, f"{count(ties, 'held-out pair')} scored alike, which counts as wrong.")] if ties else []
+
+
+def _prompts(findings: Findings) -> list[Statement]:
+    pairs = findings.accuracy.pairs
+    if findings.prompts == pairs:
+        return []
+    text = (
+        f"The {pairs:,} held-out pairs have {count(findings.prompts, 'prompt')}. Pairs of one prompt are like each "
+        "other, and every interval here is as wide as that makes it."
+    )
+    return [(None, text)]
 
 
 def _training(findings: Findings) -> list[Statement]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from rlhf.metrics import rouge
+from rlhf.metrics import change_since, rouge
 from rlhf.report import figures
 from rlhf.report.page import (
     Comparison,
@@ -82,9 +82,7 @@ def _verdict(training: Training) -> Markup:
     reasons: list[tuple[bool | None, str]] = []
     if m["held_out"]:
         found = course(training.history["sft/eval_loss"])
-        word, good = _WORDS[found]
-        if found == "rising" and m["kept_step"] < m["steps"]:
-            word, good = "Learned, then memorised", None
+        word, good = _of_rising(training) if found == "rising" else _WORDS[found]
         headline = _loss_in_words(training, found)
         reasons += [_ending(training), (None, _overlap(training))]
     else:
@@ -106,15 +104,31 @@ def _verdict(training: Training) -> Markup:
 _WORDS: dict[Course, tuple[str, bool | None]] = {
     "falling": ("Still learning", True),
     "level": ("Learned", True),
-    "rising": ("Memorises", False),
     "never fell": ("Learned nothing", False),
 }
+
+
+def _of_rising(training: Training) -> tuple[str, bool | None]:
+    kept_best = training.metrics["kept_step"] < training.metrics["steps"]
+    if _diverged(training):
+        return ("Learned, then diverged", None) if kept_best else ("Diverged", False)
+    return ("Learned, then memorised", None) if kept_best else ("Memorises", False)
+
+
+def _diverged(training: Training) -> bool:
+    """Whether the loss on what is trained on rose as well, which is no memorising."""
+    best_step, _ = _best(training)
+    return change_since(training.history["sft/loss"], best_step) > 0
+
+
+def _best(training: Training) -> tuple[int, float]:
+    return min(training.history["sft/eval_loss"], key=lambda point: (point[1], point[0]))
 
 
 def _loss_in_words(training: Training, found: Course) -> str:
     m, points = training.metrics, training.history["sft/eval_loss"]
     start, end = points[0][1], points[-1][1]
-    best_step, best = min(points, key=lambda point: (point[1], point[0]))
+    best_step, best = _best(training)
     loss = f"The loss on {m['held_out']:,} demonstrations held out"
     if found == "falling":
         return (
@@ -126,9 +140,15 @@ def _loss_in_words(training: Training, found: Course) -> str:
     if found == "never fell":
         return f"{loss} was {start:.3f} nats a token before training, never much lower, and {end:.3f} at the end."
     kept = "the last ones nevertheless" if m["kept_step"] == m["steps"] else f"those of step {m['kept_step']:,}"
+    rose = f"{loss} fell to {best:.3f} nats a token by step {best_step:,}, then rose to {end:.3f}"
+    if _diverged(training):
+        return (
+            f"{rose}, and that on those trained on rose as well, to {m['loss']:.3f}: training diverged; lower the "
+            f"learning rate. The weights kept are {kept}."
+        )
     return (
-        f"{loss} fell to {best:.3f} nats a token by step {best_step:,}, then rose to {end:.3f}, while on those trained "
-        f"on it came to {m['loss']:.3f}: from there on the model memorises. The weights kept are {kept}."
+        f"{rose}, while on those trained on it came to {m['loss']:.3f}: from there on the model memorises. The weights "
+        f"kept are {kept}."
     )
 
 

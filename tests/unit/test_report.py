@@ -254,3 +254,8 @@ def test_a_limit_is_drawn_only_once_the_curve_comes_near_it():
 def test_a_histogram_copes_with_few_equal_and_missing_values(values):
     svg = figures.histogram("t", values, "x")
     assert ("no data" in svg) == (not any(v == v for row in values.values() for v in row))
+
+
+def test_a_histogram_of_values_that_agree_but_for_rounding_is_one_bar():
+    drawn = figures.histogram("t", {"a": [0.4 - 0.3, 0.3 - 0.2, 0.1]}, "x")
+    assert drawn == figures.histogram("t", {"a": [0.4 - 0.3] * 3}, "x")

@@ -30,7 +30,7 @@ def spoilt(change: str, falling: int) -> dict:
 
 def seen(right: int, pairs: int = 100) -> dict:
     chosen, rejected = ranked(right, pairs)
-    return {"seen_chosen": chosen, "seen_rejected": rejected}
+    return {"seen_chosen": chosen, "seen_rejected": rejected, "seen_prompts": list(range(pairs))}
 
 
 def test_of_a_good_model_no_bad_news_is_told():
@@ -91,7 +91,7 @@ def test_of_a_good_model_no_bad_news_is_told():
             "the pairs that it trained on right, and 85 % (95 % interval 77 % to 90.7 %) of the held-out pairs.",
         ),
         ({}, seen(10, pairs=10), None, "It may have memorised; too few pairs"),
-        ({}, {"seen_chosen": [], "seen_rejected": []}, None, "whether it memorised is not known"),
+        ({}, {"seen_chosen": [], "seen_rejected": [], "seen_prompts": []}, None, "whether it memorised is not known"),
         ({}, {}, True, "An emptied response is punished: the score falls in 100 %"),
         (spoilt("emptied", 70), {}, None, "An emptied response is not always punished: the score falls in 70 %"),
         (spoilt("emptied", 50), {}, False, "An emptied response is not punished: the score falls in 50 %"),
@@ -203,6 +203,7 @@ def test_a_gap_beyond_chance_but_below_ten_points_is_not_called_memorising():
     chosen, rejected = ranked(4500, pairs=5000)
     many = [0] * 5000
     pairs = held_out(
+        pairs=5000,
         ids=[str(i) for i in range(5000)],
         chosen=chosen,
         rejected=rejected,
@@ -233,6 +234,7 @@ METRICS = {
     "accuracy_low",
     "accuracy_high",
     "accuracy_prompt_swapped",
+    "accuracy_unswapped",
     "accuracy_seen",
     "longer_wins",
     "first_wins",
@@ -278,7 +280,7 @@ def test_metrics_are_plain_numbers_and_what_is_not_known_is_absent():
             chosen_length=[3] * 100,
             rejected_length=[3] * 100,
         ),
-        training(seen_chosen=[], seen_rejected=[]),
+        training(seen_chosen=[], seen_rejected=[], seen_prompts=[]),
     ).metrics()
     assert set(unknown) == {"accuracy", "accuracy_low", "accuracy_high", "ece", "loss", "roc_auc"}
 
@@ -290,6 +292,7 @@ def few(n: int, **changes):
             "ids": [str(i) for i in range(n)],
             "chosen": [0.5] * n,
             "rejected": [0.5] * n,
+            "prompts": list(range(n)),
             "swapped_chosen": None,
             "swapped_rejected": None,
             "chosen_length": [4] * n,
@@ -320,7 +323,7 @@ def test_little_or_uniform_data_gives_words_and_finite_numbers(n, changes):
         name: {k: [v] * n for k, v in value.items()} if isinstance(value, dict) else [value] * n
         for name, value in changes.items()
     }
-    findings = examine(few(n, **repeated), training(history={}, seen_chosen=[], seen_rejected=[]))
+    findings = examine(few(n, **repeated), training(history={}, seen_chosen=[], seen_rejected=[], seen_prompts=[]))
     assert all(math.isfinite(value) for value in findings.metrics().values())
     assert findings.verdict.headline
     assert "nan" not in " ".join(text for _, text in findings.statements())

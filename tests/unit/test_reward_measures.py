@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, spearmanr
 
-from rlhf.metrics import share
+from rlhf.metrics import independent, share
 from rlhf.reward_trainer.findings import examine
-from rlhf.reward_trainer.measures import baseline, by_length, by_size, calibration, pearson, spearman
+from rlhf.reward_trainer.measures import (
+    baseline,
+    by_length,
+    by_size,
+    calibration,
+    drop,
+    pearson,
+    share_of,
+    spearman,
+)
 from tests.reward_findings import held_out, nothing_warns, ranked, scored, training  # noqa: F401
 
 
@@ -157,6 +166,7 @@ def test_classification_metrics_are_finite_and_thin():
     random = np.random.default_rng(0)
     n = 2000
     pairs = held_out(
+        pairs=n,
         ids=[str(i) for i in range(n)],
         chosen=random.normal(1, 20, n).tolist(),
         rejected=random.normal(0, 20, n).tolist(),
@@ -190,3 +200,63 @@ def test_sides_drawn_by_a_hash_are_the_same_every_time_and_about_half():
     one, other = (examine(held_out(position=[None] * 100), training()).confusion for _ in range(2))
     assert one == other
     assert 30 <= sum(one[0]) <= 70
+
+
+def test_pairs_of_one_prompt_are_worth_fewer_and_widen_every_interval():
+    """Twenty prompts of five pairs each, all of a prompt right or all wrong: twenty witnesses, not a hundred."""
+    right = np.repeat(np.arange(20) < 14, 5)
+    prompts = np.repeat(np.arange(20), 5)
+    assert independent(right.tolist(), prompts.tolist()) == pytest.approx(20, rel=0.06)
+    assert independent(right.tolist(), list(range(100))) == 100
+    assert independent([True] * 100, prompts.tolist()) == 20
+    together, apart = share_of(right, prompts), share_of(right)
+    assert together.rate == apart.rate == 0.7
+    assert together.low == pytest.approx(share(14, 20).low, abs=0.02)
+    assert together.low < apart.low - 0.1
+    rule = np.zeros(100)
+    assert baseline(rule, right, prompts).p > 10 * baseline(rule, right).p
+    assert calibration(np.where(right, 2.0, -2.0), prompts).right.low < 0.55
+
+
+def test_the_effect_of_prompts_is_that_of_drawing_them_anew():
+    """The interval is about that of a bootstrap over prompts."""
+    draw = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(60), 6)
+    right = draw.random(360) < np.repeat(draw.beta(2, 1, 60), 6)
+    found = share_of(right, prompts)
+    by_prompt = right.reshape(60, 6).mean(1)
+    means = [by_prompt[draw.integers(60, size=60)].mean() for _ in range(2000)]
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert found.high - found.low == pytest.approx(high - low, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "ignores"),
+    [
+        (140, 90, False),  # of 200
+        (140, 139, True),
+        (14, 12, None),  # of 20
+        (9, 7, None),  # below chance, and as likely by it
+    ],
+)
+def test_a_drop_is_shown_or_shown_to_be_small_or_cannot_be_told(own, others, ignores):
+    pairs = 200 if own > 20 else 20
+    chosen, rejected = ranked(own, pairs)
+    swapped = ranked(others, pairs)
+    made = held_out(
+        pairs=pairs, chosen=chosen, rejected=rejected, swapped_chosen=swapped[0], swapped_rejected=swapped[1]
+    )
+    findings = examine(made, training())
+    assert findings.ignores_prompt is ignores
+    said = " ".join(text for _, text in findings.statements())
+    assert ("cannot be told from so few pairs" in said) == (ignores is None)
+
+
+def test_the_interval_of_a_drop_holds_as_often_as_it_says():
+    draw = np.random.default_rng(1)
+    inside = 0
+    for _ in range(400):
+        before, after = draw.random(60) < 0.8, draw.random(60) < 0.7
+        found = drop(before, after, np.arange(60))
+        inside += found.low <= 0.1 <= found.high
+    assert 0.93 <= inside / 400 <= 0.98

@@ -93,7 +93,7 @@ def test_every_picture_is_drawn_from_what_was_found(tmp_path):
 
 def test_what_is_not_known_is_left_out_and_said(tmp_path):
     pairs = held_out(swapped_chosen=None, swapped_rejected=None, changed={}, position=[None] * 100)
-    html = page(tmp_path, pairs, training(history={}, seen_chosen=[], seen_rejected=[]))
+    html = page(tmp_path, pairs, training(history={}, seen_chosen=[], seen_rejected=[], seen_prompts=[]))
     text = Parsed(html).text
     assert "All held-out pairs have one prompt, so prompts were not exchanged." in text
     assert not re.search("with prompts exchanged|Responses spoilt|pairs it trained on \\(|Data's margin|By place", text)

@@ -13,7 +13,7 @@ from rlhf.errors import ConfigError, ModelError
 from rlhf.models.card import ModelCard
 from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
-from rlhf.reward_trainer import RewardTrainerConfig
+from rlhf.reward_trainer import RewardTrainerConfig, stage
 from rlhf.reward_trainer.batches import training_order
 from rlhf.reward_trainer.pairs import encode_pairs
 from rlhf.reward_trainer.trainer import PairwiseTrainer, pairwise_loss
@@ -327,3 +327,13 @@ def test_what_is_logged_for_kfp_is_finite_and_of_the_right_size(llama_folder, pr
     Job(None).log_classification(metrics)
     assert all(math.isfinite(value) for part in logged["roc"] for value in part)
     assert sum(map(sum, logged["confusion"][1])) == 32
+
+
+def test_what_was_seen_is_what_the_weights_that_are_kept_were_trained_on():
+    config = RewardTrainerConfig(batch_size=4, train_steps=20)
+    pairs = [SimpleNamespace(key=index) for index in range(32)]
+    order = training_order([pair.key for pair in pairs], 4, 20, config.seed)
+    seen = stage._trained_on(pairs, config, steps=3)
+    assert [pair.key for pair in seen] == order[:12]
+    assert {pair.key for pair in stage._trained_on(pairs, config, steps=20)} == set(range(32)), "each once"
+    assert len(stage._trained_on(pairs, config, steps=20)) == 32

@@ -1,5 +1,7 @@
 """What the SFT report says, and that it says it of the right numbers."""
 
+from dataclasses import replace
+
 import pytest
 
 from rlhf.sft_trainer.course import course
@@ -79,6 +81,18 @@ def test_memorising_is_held_against_the_weights_only_where_they_are_the_last():
     assert "Memorises" in kept_last
     assert '<div class="verdict neutral">' in kept_best
     assert "Learned, then memorised" in kept_best
+
+
+def test_a_loss_that_rises_on_what_is_trained_on_too_is_no_memorising():
+    losses, history = [3.0, 1.0, 0.9, 1.1, 1.3, 1.4], {"sft/loss": series(3.0, 1.0, 0.9, 1.2, 1.5, 1.5)}
+    made = training(losses, metrics={"loss": 1.5}, said=[])
+    last = training_page(replace(made, history=made.history | history)).render()
+    assert '<div class="verdict bad">' in last
+    assert "Diverged" in last
+    assert "and that on those trained on rose as well, to 1.500: training diverged; lower the learning rate" in last
+    assert "memorise" not in last.split("Where the two part")[0]
+    best = replace(made, history=made.history | history, metrics=made.metrics | {"kept_step": 20})
+    assert "Learned, then diverged" in training_page(best).render()
 
 
 def test_a_model_that_does_not_stop_is_called_out():

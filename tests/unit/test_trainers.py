@@ -13,6 +13,7 @@ from rlhf.bulk_inference import stage as bulk_inference
 from rlhf.data.store import write_dataset
 from rlhf.data.template import Template
 from rlhf.errors import DataError, ModelError, TrainingError
+from rlhf.evaluator.page import _prompt_sensitivity
 from rlhf.models.card import ModelCard
 from rlhf.reward_trainer import RewardTrainerConfig
 from rlhf.reward_trainer import stage as reward_trainer
@@ -91,6 +92,8 @@ def test_a_reward_model_that_ignores_the_prompt_is_called_out(preferences, llama
         "the answer gives it away"
     )
     assert "The reward model ignores the prompt" in (tmp_path / "reward.html").read_text()
+    (remark,) = _prompt_sensitivity(ModelCard.load(tmp_path / "reward_model"))
+    assert remark.text.startswith("The reward model ignores the prompt"), "so does the evaluator's page, from the card"
 
 
 def test_with_one_held_out_prompt_nothing_is_said_about_reading_it(llama_folder, tmp_path):
@@ -107,7 +110,7 @@ def test_with_one_held_out_prompt_nothing_is_said_about_reading_it(llama_folder,
     metrics = train_reward_model(tmp_path / "pairs", llama_folder, tmp_path, train_steps=2)
     assert metrics["held_out"] == 4
     assert "accuracy_prompt_swapped" not in metrics
-    assert "reward_model/accuracy_prompt_swapped" not in read_scalars(tmp_path / "reward_logs")
+    assert _prompt_sensitivity(ModelCard.load(tmp_path / "reward_model")) == []
     assert "whether the reward model reads it is not known" in (tmp_path / "reward.html").read_text()
 
 

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -131,20 +132,42 @@ def test_kl_is_the_mean_of_the_last_updates_and_is_part_of_the_verdict(scored):
     assert scored.run(kl_limit=2.9)["promote"] == 0.0
 
 
-def test_a_reward_model_that_ignores_the_prompt_is_called_out(scored):
-    scored.log(
-        "reward_logs",
-        {"reward_model/eval_accuracy": [0.6, 0.83], "reward_model/accuracy_prompt_swapped": [0.80], "rank_loss": [0.6]},
-    )
+def with_prompts_exchanged(monkeypatch, right: float, swapped: float, **ignores: float) -> None:
+    measured = {"accuracy_unswapped": right, "accuracy_prompt_swapped": swapped, **ignores}
+    card = ModelCard(kind="reward_model", base="x", template_digest="", training=measured)
+    monkeypatch.setattr(WordCounter, "card", card)
+
+
+def test_a_reward_model_that_ignores_the_prompt_is_called_out(scored, monkeypatch):
+    with_prompts_exchanged(monkeypatch, 0.83, 0.80, ignores_prompt=1.0)
+    scored.log("reward_logs", {"reward_model/eval_accuracy": [0.6, 0.83], "rank_loss": [0.6]})
     scored.run()
-    assert "The reward model ignores the prompt" in scored.report
+    assert "The reward model ignores the prompt: its accuracy on held-out pairs is 83 % with" in scored.report
     assert "Reward model: loss" in scored.report
 
 
-def test_a_reward_model_that_reads_the_prompt_has_its_drop_shown(scored):
-    scored.log("reward_logs", {"reward_model/eval_accuracy": [0.83], "reward_model/accuracy_prompt_swapped": [0.55]})
+def test_a_reward_model_that_reads_the_prompt_has_its_drop_shown(scored, monkeypatch):
+    with_prompts_exchanged(monkeypatch, 0.83, 0.55, ignores_prompt=0.0)
     scored.run()
     assert "The reward model reads the prompt: its accuracy on held-out pairs drops from 83 % to 55 %" in scored.report
+
+
+def test_nothing_is_said_of_the_prompt_where_too_few_pairs_were_there_to_tell(scored, monkeypatch):
+    with_prompts_exchanged(monkeypatch, 0.83, 0.75)
+    scored.run()
+    assert "the prompt: its accuracy" not in scored.report
+
+
+def test_a_folder_of_logs_that_is_not_there_is_said_where_the_kl_is_missing(scored):
+    scored.logs = {"ppo_logs": str(scored.folder / "nowhere")}
+    scored.run()
+    assert "KL: not checked, because there is no such folder as was given for ppo_logs." in scored.report
+
+
+def test_a_uri_of_logs_is_refused_by_name(scored):
+    scored.logs = {"ppo_logs": "gs://bucket/run/tensorboard"}
+    with pytest.raises(ConfigError, match=r"ppo_logs: found 'gs://bucket/run/tensorboard', expected a local folder"):
+        scored.run()
 
 
 def test_a_trainer_that_was_skipped_has_no_curves(scored):
@@ -189,6 +212,22 @@ def test_a_worse_model_is_called_worse():
     assert "worse" in decide(EvaluatorConfig(), wins, as_it_is(wins), 1.0, 1.0, 1.0).headline
 
 
+@pytest.mark.parametrize(
+    ("won", "lost", "config", "kl", "headline"),
+    [
+        (9, 10, {}, 1.0, "It is not shown that the tuned model is better than the one before."),
+        (30, 70, {}, 1.0, "the tuned model is worse than the one before"),
+        (47, 53, {"min_win_rate": 0.3}, 1.0, "more than the 30 % (evaluation.min_win_rate) that is asked for, but"),
+        (47, 53, {"min_win_rate": 0.3}, 1e3, "wins more than 30 % (evaluation.min_win_rate), but it paid for that"),
+        (75, 25, {}, 1e3, "the tuned model is better, but it paid for that"),
+        (65, 35, {"min_win_rate": 0.6}, 1.0, "is better, but it is not shown that it wins more than 60 %"),
+    ],
+)
+def test_better_and_worse_are_what_the_interval_says_of_one_half(won, lost, config, kl, headline):
+    wins = win_rate([0.0] * (won + lost), [1.0] * won + [-1.0] * lost)
+    assert headline in decide(EvaluatorConfig(**config), wins, as_it_is(wins), kl, 1.0, 1.0).headline
+
+
 def test_a_model_that_wins_by_length_alone_is_held():
     wins = win_rate([0.0] * 100, [1.0] * 80 + [-1.0] * 20)
     verdict = decide(EvaluatorConfig(), wins, Controlled(0.52, 0.44, 0.61, 1.5, 100), 1.0, 1.0, 1.0)
@@ -198,7 +237,7 @@ def test_a_model_that_wins_by_length_alone_is_held():
 
 def test_where_length_has_no_effect_ties_are_named_and_not_length():
     wins = WinRate(70, 30, 900, *(share(70, 100).rate, share(70, 100).low, share(70, 100).high))
-    verdict = decide(EvaluatorConfig(min_win_rate=0.52), wins, Controlled(0.52, 0.51, 0.53, None, 1000), 1, 1, 1)
+    verdict = decide(EvaluatorConfig(), wins, Controlled(0.52, 0.49, 0.55, None, 1000), 1, 1, 1)
     assert not verdict.promote
     assert "length" not in verdict.headline
     assert "with ties counted half it is not shown" in verdict.headline
@@ -310,8 +349,9 @@ def test_no_rows_are_nothing_to_compare(scored):
 
 
 def test_a_score_that_is_not_finite_is_an_error_that_names_the_row(scored, monkeypatch):
-    monkeypatch.setattr(WordCounter, "score", lambda self, prompts, *a, **k: [0.0, float("nan")] + [1.0] * 34)
-    with pytest.raises(ModelError, match="1 of 36 scores are not finite, the first for id 'row-1'"):
+    second = lambda self, prompts, *_: [math.nan if place == 1 else 1.0 for place in range(len(prompts))]  # noqa: E731
+    monkeypatch.setattr(WordCounter, "score", second)
+    with pytest.raises(ModelError, match="4 of 36 scores are not finite, the first for id 'row-1'"):
         scored.run()
 
 
@@ -330,9 +370,23 @@ def test_predictions_of_the_old_pipeline_are_joined_by_position(scored):
     scored.before = vertex_lines(scored, "the cat", nested=False)
     scored.after = vertex_lines(scored, "a dog slept home", nested=True)
     metrics = scored.run()
-    assert (metrics["wins"], metrics["tokens_before"]) == (12, 2.0)
-    assert "ended_after" not in metrics
+    assert (metrics["wins"], metrics["words_before"], metrics["words_after"]) == (12, 2.0, 4.0)
+    assert not {"ended_after", "tokens_after"} & set(metrics)
     assert "Endings: not checked" in scored.report
+    assert "are cut off" not in scored.report
+    assert "not cut off" not in scored.report
+
+
+def test_one_file_of_the_old_pipeline_has_the_other_measured_in_words_and_says_nothing_of_endings(scored):
+    for row in scored.before:
+        row["tokens"] = 1000
+    scored.after = vertex_lines(scored, "a dog slept home", nested=True)
+    metrics = scored.run()
+    assert (metrics["words_before"], metrics["words_after"]) == (2.0, 4.0)
+    assert "Length, mean words" in scored.report
+    assert "Endings: not checked" in scored.report
+    assert "are cut off" not in scored.report
+    assert "not cut off" not in scored.report
 
 
 # From one template, so that each has most of the others' words; the last two have the same ones.
