@@ -146,7 +146,7 @@ class Job:
         stands_on_base = self.sft is None or (self.sft.tuning != "full" and self.sft.save != "merged")
         return (
             self.ppo.tuning != "full"
-            and self.ppo.zero_stage < 3
+            and not self.ppo.spreads_weights
             and self.reward.tuning == self.ppo.tuning
             and self.reward.save != "merged"
             and not self.reward.base_model
@@ -203,7 +203,8 @@ def ppo_trainer(job: Job, processes: int) -> Need | None:
     if job.reward_beside:
         parts.append(Part("reward model", FLOAT * (_adapter(job, job.reward) + policy.hidden), counted=True))
     else:
-        parts.append(Part("reward model", _loaded_scalar(job), counted=True))
+        # Merged, and so in float32 where its base is kept in 4 bits, too.
+        parts.append(Part("reward model", FLOAT * job.scalar.parameters, counted=True))
     optimiser = held(policy, MOMENTS * trained)
     if config.zero_stage in (1, 2):
         optimiser = (MOMENTS + FLOAT) * trained / processes  # each has its part of the weights once more
@@ -230,7 +231,7 @@ def ppo_trainer(job: Job, processes: int) -> Need | None:
             Part("gathered layers", 2 * FLOAT * policy.largest_layer, "update"),
             Part("weights gathered to save", FLOAT * policy.parameters, "saving"),
         ]
-    loaded_too = 0 if job.reward_beside else _loaded_scalar(job)
+    loaded_too = 0 if job.reward_beside else FLOAT * job.scalar.parameters
     need = _on_machine(parts, policy, config, processes, loaded_too)
     return _beside_vllm(need, job) if config.engine == "vllm" else need
 

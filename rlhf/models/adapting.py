@@ -163,13 +163,17 @@ def _continued(base: PreTrainedModel, source: Source, task: str, whole: list[str
     return continued
 
 
+_NOISE = ("dropout", "layerdrop", "jitter")
+
+
 def switch_dropout_off(model: PreTrainedModel) -> None:
-    """In modules, and in those numbers of attention layers that no module stands for; the config stays as it was."""
+    """In modules, and in those numbers that no module stands for, of layers that are left out (LayerDrop) and of noise
+    in routers too; the config stays as it was."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
+            if isinstance(value, float) and any(noise in name for noise in _NOISE):
                 setattr(module, name, 0.0)
 
 

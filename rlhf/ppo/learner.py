@@ -134,7 +134,7 @@ class Learner:
                     values = networks.values(hidden, batch)
                 reference = old
                 if networks.has_reference:
-                    reference = networks.log_probs(networks.reference_hidden(batch), *how, reference=True)
+                    reference = networks.reference_log_probs(*how)
                 said, valued = ([len(episodes[i].response) for i in rows], [spans[i] for i in rows])
                 parts = zip(
                     rows, old.cpu().split(said), reference.cpu().split(said), values.cpu().split(valued), strict=True
@@ -198,8 +198,8 @@ class Learner:
                     with networks.precision():
                         values = networks.values(leaf, batch)
                     self._value_loss(rollout, micro, values, weight / counts[1], measured)
-                pieces = leaf.detach()[batch.spoken].split(self.config.logits_at_once)
-                back = self._policy_loss(rollout, micro, batch, pieces, weight / counts[0], measured)
+                spoken = leaf.detach()[batch.spoken]
+                back = self._policy_loss(rollout, micro, batch, spoken, weight / counts[0], measured)
                 gradient = torch.zeros_like(hidden) if leaf.grad is None else leaf.grad
                 gradient[batch.spoken] += back
                 hidden.backward(gradient)
@@ -223,14 +223,14 @@ class Learner:
         rollout: Rollout,
         rows: list[int],
         batch: Batch,
-        pieces: Sequence[torch.Tensor],
+        hidden: torch.Tensor,
         weight: float,
         measured: torch.Tensor,
     ) -> torch.Tensor:
         """Take the policy loss of a micro-batch, piece by piece, back to the hidden states that predict its tokens.
 
         Args:
-            pieces: These hidden states, (tokens, hidden) in all.
+            hidden: These hidden states, (tokens, hidden).
 
         Returns:
             Their gradient.
@@ -238,18 +238,17 @@ class Learner:
         config, device = self.config, self.networks.device
         real = rollout.mask[rows].bool()
         known = [known[rows][real].to(device) for known in (rollout.log_probs, rollout.advantages)]
-        parts = zip(pieces, *(each.split(config.logits_at_once) for each in (batch.tokens, *known)), strict=True)
         gradients = []
-        for hidden, tokens, old, advantages in parts:
-            hidden = hidden.detach().requires_grad_()
+        for part, tokens, old, advantages in self.networks.pieces(config.logits_at_once, hidden, batch.tokens, *known):
+            leaf = part.detach().requires_grad_()
             with self.networks.precision():
-                logits = self.networks.logits(hidden, config.temperature)
+                logits = self.networks.logits(leaf, config.temperature)
             now = maths.chosen_log_probs(logits, tokens)
             losses, clipped = maths.policy_loss(now, old, advantages, config.clip_range)
             loss = weight * losses.sum()
             bonus = weight * config.entropy_coeff * maths.entropy(logits).sum() if config.entropy_coeff else 0.0
             (loss - bonus).backward()
-            gradients.append(hidden.grad)
+            gradients.append(leaf.grad)
             with torch.no_grad():
                 log_ratio = now - old
                 measured[0] += loss
@@ -259,12 +258,13 @@ class Learner:
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """What a checkpoint needs: tensors by name, and what JSON can hold. Every process has to ask."""
-        rest = {"schedule": self.schedule.state_dict(), "skipped_steps": self.skipped_steps}
+        rest = {"updates": self.schedule.last_epoch, "skipped_steps": self.skipped_steps}
         if self._zero is not None:
             return self._zero.state(self.networks.named_parameters()), rest
         tensors = {f"weight.{name}": _for_file(value.detach()) for name, value in self.networks.named_parameters()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": _for_file(value) for name, value in moments.items()}
+        for name, parameter in self.networks.named_parameters():
+            moments = self.optimizer.state.get(parameter, {})
+            tensors |= {f"optimizer.{name}.{moment}": _for_file(value) for moment, value in moments.items()}
         return tensors, rest
 
     def load_state(self, tensors: dict[str, torch.Tensor], rest: dict[str, Any]) -> None:
@@ -272,23 +272,28 @@ class Learner:
             self._zero.load_state(self.networks.named_parameters(), tensors)
         else:
             self._load_tensors(tensors)
-        self.schedule.load_state_dict(rest["schedule"])
-        for group, rate in zip(self.optimizer.param_groups, rest["schedule"]["_last_lr"], strict=True):
-            group["lr"] = rate
+        # Not all of the schedule's state: it has a rate for each group, of which another number of processes has others.
+        self.schedule.last_epoch = rest["updates"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * rate_factor(self.config, rest["updates"])
         self.skipped_steps = rest["skipped_steps"]
 
     def _load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
         with torch.no_grad():
             for name, parameter in self.networks.named_parameters():
                 parameter.copy_(spread_like(tensors[f"weight.{name}"], parameter))
+        # By name: in which order the optimiser has them depends on which are spread, and so on how many processes there
+        # are.
         trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        index = {parameter: place for place, parameter in enumerate(trained)}
+        named = dict(self.networks.named_parameters())
         state = self.optimizer.state_dict()
-        for name, value in tensors.items():
-            kind, _, place = name.partition(".")
+        for key, value in tensors.items():
+            kind, _, rest = key.partition(".")
             if kind == "optimizer":
-                index, _, moment = place.partition(".")
-                like = spread_like(value, trained[int(index)]) if value.dim() else value  # the count of steps has none
-                state["state"].setdefault(int(index), {})[moment] = like
+                name, _, moment = rest.rpartition(".")
+                like = spread_like(value, named[name]) if value.dim() else value  # the count of steps has none
+                state["state"].setdefault(index[named[name]], {})[moment] = like
         self.optimizer.load_state_dict(state)
 
     def _values(self, episode: Episode) -> int:

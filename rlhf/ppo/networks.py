@@ -59,7 +59,8 @@ class Batch:
         else:
             rows = [e.prompt for e in episodes]
             start = policy.model.generation_config.decoder_start_token_id
-            responses = pad_right([[start, *e.response] for e in episodes], policy.pad, device)[0]
+            read = [[start, *e.response][:count] for e, count in zip(episodes, values, strict=True)]
+            responses = pad_right(read, policy.pad, device)[0]
             first = [0] * len(episodes)
         prompts, prompt_mask = pad_right(rows, policy.pad, device)
         width = (prompts if responses is None else responses).shape[1]
@@ -135,7 +136,7 @@ class Networks:
         policy.model.eval()  # dropout off, in training too: log-probabilities must mean the same in both phases
         self.base = _whole(policy.model)
         self.device = policy.model.device
-        hidden_size = self.base.get_output_embeddings().weight.shape[1]
+        width = self.base.get_output_embeddings().weight.shape[1]
         self.critic, self._critic_adapter, critic_rewards = None, False, False
         if config.critic == "own" and adapting.is_adapted(policy.model):
             from rlhf.models import tuning
@@ -148,9 +149,8 @@ class Networks:
             critic_rewards = _reads_alike(policy, reward_model)
             start = reward_model if critic_rewards else policy
             self.critic = copy.deepcopy(start.model).eval().requires_grad_(True)
-        self.value_head = nn.Linear(
-            self.critic.config.get_text_config().hidden_size if self.critic else hidden_size, 1, device=self.device
-        )
+            width = _score_head(reward_model).weight.shape[1] if critic_rewards else width
+        self.value_head = nn.Linear(width, 1, device=self.device)
         # It starts at 0, the mean of a standardised score, where it does not give the reward model's.
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
@@ -243,28 +243,49 @@ class Networks:
         """The policy's last hidden states where values and predictions are read: (positions, hidden)."""
         return self._trunks["policy"].hidden(batch)
 
-    def reference_hidden(self, batch: Batch) -> torch.Tensor:
-        """The reference's, likewise."""
+    def logits(self, hidden: torch.Tensor, temperature: float, model: PreTrainedModel | None = None) -> torch.Tensor:
+        """Logits of what is sampled: (positions, hidden) to (positions, vocabulary), in float32.
+
+        Args:
+            model: Whose output layer; None for the policy's.
+        """
+        return self.policy.without_forbidden(_output(model or self.base, hidden, temperature).float())
+
+    def log_probs(
+        self,
+        hidden: torch.Tensor,
+        batch: Batch,
+        temperature: float,
+        at_once: int,
+        model: PreTrainedModel | None = None,
+    ) -> torch.Tensor:
+        """Log-probability of each response token as it would be sampled, without gradients: (response tokens,)."""
+        parts = self.pieces(at_once, hidden[batch.spoken], batch.tokens)
+        return torch.cat(
+            [maths.chosen_log_probs(self.logits(part, temperature, model), tokens) for part, tokens in parts]
+        )
+
+    def reference_log_probs(self, batch: Batch, temperature: float, at_once: int) -> torch.Tensor:
+        """The same by the reference: by its hidden states, and its output layer."""
         if self._reference is not None:
-            return self._trunks["reference"].hidden(batch)
+            hidden = self._trunks["reference"].hidden(batch)
+            return self.log_probs(hidden, batch, temperature, at_once, self._reference)
         from rlhf.models import tuning
 
         with tuning.using_adapter(self.policy.model, tuning.REFERENCE if self._continues_adapter else None):
-            return self.hidden(batch)
+            return self.log_probs(self.hidden(batch), batch, temperature, at_once)
 
-    def logits(self, hidden: torch.Tensor, temperature: float, reference: bool = False) -> torch.Tensor:
-        """Logits of what is sampled: (positions, hidden) to (positions, vocabulary), in float32."""
-        base = self._reference if reference and self._reference is not None else self.base
-        return self.policy.without_forbidden(_output(base, hidden, temperature).float())
+    def pieces(self, at_once: int, *rows: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+        """Tensors of as many rows as each other, cut into those that go through the output layer at once.
 
-    def log_probs(
-        self, hidden: torch.Tensor, batch: Batch, temperature: float, at_once: int, reference: bool = False
-    ) -> torch.Tensor:
-        """Log-probability of each response token as it would be sampled, without gradients: (response tokens,)."""
-        parts = zip(hidden[batch.spoken].split(at_once), batch.tokens.split(at_once), strict=True)
-        return torch.cat(
-            [maths.chosen_log_probs(self.logits(part, temperature, reference), tokens) for part, tokens in parts]
-        )
+        Where that layer is spread as well (ZeRO 3), every process has to call it as often: one that has fewer pieces
+        takes empty ones.
+        """
+        parts = list(zip(*(each.split(at_once) for each in rows), strict=True))
+        if self.is_sharded and self.uses_deepspeed:
+            lacking = max(processes.gather(len(parts))) - len(parts)
+            parts += [tuple(each[:0] for each in rows)] * lacking
+        return parts
 
     @contextlib.contextmanager
     def valuing(self) -> Iterator[None]:
@@ -339,10 +360,14 @@ def _reads_alike(policy: Policy, reward_model: RewardModel | None) -> bool:
     )
 
 
+def _score_head(reward_model: RewardModel) -> nn.Linear:
+    return reward_model.model.get_submodule(score_heads(reward_model.model)[-1])
+
+
 @torch.no_grad()
 def _copy_score_head(reward_model: RewardModel, value_head: nn.Linear, weight: float) -> None:
     """Let a critic start with the value that the reward model's score will have (Huang et al. 2024, detail 15)."""
-    head = reward_model.model.get_submodule(score_heads(reward_model.model)[-1])
+    head = _score_head(reward_model)
     value_head.weight.copy_(weight * head.weight)
     value_head.bias.fill_(weight * reward_model.shift)
     if head.bias is not None:

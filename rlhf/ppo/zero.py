@@ -81,12 +81,11 @@ class Zero:
 
         self._link_moments()
         steps = [moments["step"] for moments in self._optimizer.state.values()]
-        index = self._index()
         tensors = {}
         for name, parameter in named:
             found = {f"weight.{name}": safe_get_full_fp32_param(parameter)}
             if steps:
-                place = f"optimizer.{index[parameter]}"
+                place = f"optimizer.{name}"
                 found |= {f"{place}.{moment}": safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS}
                 found[f"{place}.step"] = steps[0].clone()  # safetensors stores no tensor twice
             if processes.is_main():
@@ -97,7 +96,7 @@ class Zero:
         """Take over what `state` gave, which every process has."""
         import deepspeed
 
-        index, step = self._index(), tensors.get("optimizer.0.step")
+        step = next((value for key, value in tensors.items() if _is_step(key)), None)
         if step is not None:  # moments are there once a step was taken; one without a gradient changes no weight
             with self.one_gradient():
                 pass
@@ -107,14 +106,12 @@ class Zero:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(tensors[f"weight.{name}"])
             for moment in MOMENTS if step is not None else ():
-                _set_moment(parameter, tensors[f"optimizer.{index[parameter]}.{moment}"].to(parameter.device), moment)
+                # One process alone has none of weights that never had a gradient.
+                value = tensors.get(f"optimizer.{name}.{moment}", torch.zeros_like(tensors[f"weight.{name}"]))
+                _set_moment(parameter, value.to(parameter.device), moment)
         self._engine.optimizer.refresh_fp32_params()
         for moments in self._optimizer.state.values():
             moments["step"].copy_(step)
-
-    def _index(self) -> dict[nn.Parameter, int]:
-        """The place of each weight in the optimiser as it was given."""
-        return {parameter: place for place, parameter in enumerate(itertools.chain(*self._groups))}
 
     def _link_moments(self) -> None:
         """Tell weights where their moments are. DeepSpeed does when the first group has its own, and never again."""
@@ -134,6 +131,10 @@ def unshard(model: nn.Module) -> None:
         with deepspeed.zero.GatheredParameters([parameter]):
             whole = parameter.data.clone()
         parameter.data = whole
+
+
+def _is_step(key: str) -> bool:
+    return key.startswith("optimizer.") and key.endswith(".step")
 
 
 def _is_spread(parameter: nn.Parameter) -> bool:

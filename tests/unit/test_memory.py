@@ -176,6 +176,12 @@ def test_adapters_of_policy_reference_and_reward_model_share_one_base():
     assert shared["reward model"] < 2 * adapter < alone["reward model"]
 
 
+@pytest.mark.parametrize("options", [{"common": {"tuning": "lora"}, "ppo": {"sharding": "fsdp"}},
+                                     {"reward": {"tuning": "qlora"}, "ppo": {"tuning": "full"}}])  # fmt: skip
+def test_a_reward_model_that_is_not_beside_the_policy_is_whole_and_in_float32(options):
+    assert parts(ppo_trainer(job(**options), 8))["reward model"] == 4 * job(**options).scalar.parameters
+
+
 def test_without_a_reference_and_with_less_at_once_ppo_takes_less():
     usual = parts(ppo_trainer(job(), 1))
     none = parts(ppo_trainer(job(ppo={"reference": "none", "kl_coeff": 0.0}), 1))

@@ -121,6 +121,18 @@ def test_the_reference_is_what_training_started_from(policy_folder, tmp_path, co
     assert after.kl.abs().max() > 1e-2
 
 
+def test_the_reference_has_an_output_layer_of_its_own_where_that_is_adapted_too(llama_folder):
+    config = config_of(tuning="lora", lora={"rank": 4, "target_modules": ["q_proj", "lm_head"]})
+    policy, _ = Policy.to_train(llama_folder, Template(), config)
+    learner = Learner(config, Networks(policy, config), 10)
+    episodes = episodes_of(policy)
+    before = learner.estimate(episodes, some_rewards(8), 0.1)
+    shake_trained(policy.model)
+    after = learner.estimate(episodes, some_rewards(8), 0.1)
+    assert torch.allclose(after.log_probs - after.log_ratio, before.log_probs * after.mask, atol=1e-5)
+    assert after.kl.abs().max() > 1e-2
+
+
 def shake_trained(model):
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -7,10 +7,20 @@ from functools import partial
 
 import pytest
 import torch
+from transformers import (
+    AutoTokenizer,
+    M2M100Config,
+    M2M100Model,
+    OPTConfig,
+    OPTForSequenceClassification,
+    SwitchTransformersConfig,
+)
+from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersTop1Router
 
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, TrainingError
 from rlhf.models import sparing
+from rlhf.models.adapting import switch_dropout_off
 from rlhf.models.card import ModelCard
 from rlhf.models.scoring import RewardModel
 from rlhf.ppo import maths
@@ -248,6 +258,83 @@ def test_a_critic_of_its_own_values_a_finished_text_as_the_reward_model_does(tun
     scaled = config.model_copy(update={"reward_scaling": "running"})
     if tuning == "full":
         assert not Networks(policy, scaled, reward_model).value_head.weight.any()
+
+
+def test_moments_come_back_to_their_weights_though_the_optimiser_has_them_in_another_order(llama_folder, monkeypatch):
+    with monkeypatch.context() as patched:  # as where layers are spread over processes
+        patched.setattr("rlhf.ppo.learner.is_spread", lambda parameter: parameter.dim() == 1)
+        several = learner_of(llama_folder)
+    several.improve(estimated(several), 1)
+    alone = learner_of(llama_folder)
+    alone.load_state(*several.state())
+    found, expected = (dict(learner.networks.named_parameters()) for learner in (alone, several))
+    for name, parameter in expected.items():
+        for moment in ("exp_avg", "exp_avg_sq", "step"):
+            kept = alone.optimizer.state[found[name]][moment]
+            assert torch.equal(kept, several.optimizer.state[parameter][moment]), (name, moment)
+    rates = {group["lr"] for learner in (alone, several) for group in learner.optimizer.param_groups}
+    assert len(rates) == 1
+    assert rates != {alone.config.peak_learning_rate}, "it goes on falling from where it was"
+
+
+def test_every_process_calls_an_output_layer_that_is_spread_as_often(policy_folder, monkeypatch):
+    learner = learner_of(policy_folder, logits_at_once=5)
+    rollout = estimated(learner)
+    expected = learner.gradient(rollout, range(8)), gradients(learner), rollout.log_probs
+    calls = []
+    learner.networks.base.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(learner.networks, "is_sharded", True)
+    monkeypatch.setattr(learner.networks, "uses_deepspeed", True)
+    monkeypatch.setattr(processes, "gather", lambda mine: [mine, 100] if isinstance(mine, int) else [mine])
+    micro_batches = 100  # the other process has as many of these, too
+    again = learner.gradient(rollout, range(8))
+    assert len(calls) == 100 * micro_batches
+    assert again == pytest.approx(expected[0], abs=1e-6)
+    assert torch.allclose(gradients(learner), expected[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("score_position", ["eos", "after_eos"])
+def test_an_encoder_decoder_reads_no_more_of_a_completion_than_it_has_positions_for(t5_folder, score_position):
+    learner = learner_of(t5_folder, score_position=score_position)
+    policy = learner.networks.policy
+    said = policy.generate([policy.encode_prompt("a")], RESPONSE, 1.0, draws=torch.full((1, RESPONSE), 0.5))[0]
+    episode = Episode(policy.encode_prompt("a"), (said * RESPONSE)[:RESPONSE])
+    batch = Batch.of(policy, [episode], [learner._values(episode)])
+    assert batch.responses.shape[1] == RESPONSE
+
+
+def test_a_critic_is_as_wide_as_the_reward_models_head(llama_folder, tmp_path):
+    torch.manual_seed(0)
+    folder = tmp_path / "opt"
+    small = {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = AutoTokenizer.from_pretrained(llama_folder)
+    model = OPTForSequenceClassification(
+        OPTConfig(
+            vocab_size=len(tokenizer),
+            word_embed_proj_dim=16,
+            num_labels=1,
+            pad_token_id=tokenizer.pad_token_id,
+            **small,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    ModelCard(kind="reward_model", base="opt", template_digest=Template().digest).save(folder)
+    learner = learner_of(llama_folder, RewardModel.load(folder, Template()), critic="own")
+    assert learner.networks.value_head.weight.shape == (1, 16)
+    assert learner.estimate(episodes_of(learner.networks.policy), some_rewards(8), 0.1).values.isfinite().all()
+
+
+def test_no_layer_is_left_out_and_no_noise_is_added_at_random():
+    model = M2M100Model(
+        M2M100Config(vocab_size=8, d_model=8, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=8, decoder_ffn_dim=8,
+                     encoder_attention_heads=2, decoder_attention_heads=2, encoder_layerdrop=0.3, decoder_layerdrop=0.3)
+    )  # fmt: skip
+    switch_dropout_off(model)
+    assert (model.encoder.layerdrop, model.decoder.layerdrop) == (0.0, 0.0)
+    router = SwitchTransformersTop1Router(SwitchTransformersConfig(router_jitter_noise=0.1))
+    switch_dropout_off(router)
+    assert router.jitter_noise == 0.0
 
 
 def test_a_checkpoint_takes_memory_of_the_first_process_alone(llama_folder, monkeypatch):
