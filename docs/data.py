@@ -33,8 +33,9 @@ both.
 QUARANTINE = """
 A preference of any shape may have a `margin` beside its other fields: by how much the chosen candidate is better, zero
 or more, as TRL's RewardTrainer takes it. A row of `prompt`, `chosen` and `rejected` serves as a demonstration, too: of
-its chosen text. Where `label` is true or false beside a `completion`, as TRL's KTOTrainer takes it, a completion
-labelled false is no demonstration and no reference.
+its chosen text; so do `messages` beside a `prompt` where nothing else in the row answers it. Where `label` is true or
+false beside a `completion`, as TRL's KTOTrainer takes it, a completion labelled false is no demonstration and no
+reference.
 
 ## Quarantine
 
@@ -57,6 +58,10 @@ CHECKS = """
 `position` is 0 or 1, which candidate was chosen as laid out, and null where the layout names the chosen one; `margin`
 and `reference` are null where the row has none.
 
+With `chat_template: model` each has `messages` besides: the prompt's `[{role, content}]` as JSON where the row came as
+a conversation, null where it did not. Prompts are then the same when their turns are, whatever the layout they came
+in; a text is one turn of the user.
+
 ## Checks
 
 After rows come datasets as wholes. Each check has a limit, and what happens beyond it: `fail` ends the run before a
@@ -68,7 +73,8 @@ themselves look at 5,000 rows of each dataset, drawn by a hash; the report gives
 
 Pairs and overlaps between datasets are judged as they came, before such rows are put aside; all else as it is written.
 
-E-mail addresses, phone numbers and keys are counted, and masked wherever rows are shown. They stay in the data.
+E-mail addresses, phone numbers (with `+`, or as they are written in North America or the UK) and keys are counted, and
+masked wherever rows are shown. They stay in the data. Names, postal addresses and other numbers are not looked for.
 """
 
 

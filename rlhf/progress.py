@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a line at intervals elsewhere."""
 
+import math
 import os
 import sys
 import time
@@ -68,6 +69,8 @@ class Progress:
 
 
 def _short(value: float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
     return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.3g}"
 
 

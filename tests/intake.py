@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.data.formats import Kind, Shape
 from rlhf.data.intake import FileCount, Intake
 from rlhf.data.sources import Source
-from rlhf.data.store import read_dataset
+from rlhf.data.store import publish, read_dataset
 from rlhf.data.template import Template
 from rlhf.data_validation.canonical import write_canonical
 from rlhf.data_validation.index import Index
@@ -40,6 +40,7 @@ def read_source(uris: str | Path, kind: Kind = "preferences", suffix: str | None
 
         template = Template(suffix=suffix or "")
         written = write_canonical("rows", kind, parts(), f"{folder}/d", template, 0.1, 0, index, pool, 3)
+        publish(written.path, written.manifest)
         rows, _, _ = read_dataset(f"{folder}/d", kind)
     return Read(rows, quarantined, intake.counts, intake.shape, written.repeated_ids, written.manifest.digest)
 

@@ -116,7 +116,10 @@ def parse_texts(block: Block, fields: pa.Schema) -> tuple[np.ndarray, pa.Table]:
 
 
 def pick_columns(block: Block, fields: pa.Schema) -> tuple[np.ndarray, pa.Table]:
-    """The fields of a block of Parquet, as `parse_texts` gives them; no row where a column has another type."""
+    """The fields of a block of Parquet, as `parse_texts` gives them; no row where a column has another type.
+
+    Rows that are too long are missing, too.
+    """
     arrays = []
     for field in fields:
         index = block.columns.schema.get_field_index(field.name)
@@ -127,14 +130,15 @@ def pick_columns(block: Block, fields: pa.Schema) -> tuple[np.ndarray, pa.Table]
             column = column.cast(_TEXT)
         if field.type == pa.float64() and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             column = column.cast(pa.float64(), safe=False)
-        if field.type == pa.int64() and pa.types.is_integer(column.type):
-            column = column.cast(pa.int64(), safe=False)
+        if field.type == pa.int64() and pa.types.is_integer(column.type) and column.type != pa.uint64():
+            column = column.cast(pa.int64())
         if column.null_count == len(column):
             column = pa.nulls(len(block), field.type)
         if column.type != field.type:
             return np.array([], int), fields.empty_table()
         arrays.append(column)
-    return np.arange(len(block)), pa.Table.from_arrays(arrays, schema=fields)
+    rows, table = np.delete(np.arange(len(block)), block.too_long), pa.Table.from_arrays(arrays, schema=fields)
+    return rows, table if len(rows) == len(block) else table.take(pa.array(rows))
 
 
 def convert_columns(

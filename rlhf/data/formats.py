@@ -151,7 +151,7 @@ def is_cut_off(text: str) -> bool:
 
 def own_id(row: dict[str, Any]) -> str | None:
     """The row's `id`, where it is printable text or a whole number."""
-    value = row.get("id")
+    value = _without_point(row.get("id"))
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if isinstance(value, str) and value.strip() and value.isprintable() else None
@@ -163,11 +163,14 @@ def annotator_field(row: dict[str, Any]) -> str | None:
 
 
 def annotator(row: dict[str, Any], name: str) -> str | None:
-    """Who chose: a text, or a whole number, which data frames write as 3.0 where other rows have none."""
-    value = row.get(name)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    """Who chose: a text or a whole number."""
+    value = _without_point(row.get(name))
     return storable(str(value)) if isinstance(value, str | int) else None
+
+
+def _without_point(value: Any) -> Any:
+    """A whole number as such: data frames write 3 as 3.0 where other rows have none."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def storable(text: str) -> str:
@@ -290,9 +293,9 @@ def _messages_row(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     messages = _messages(row, "messages")
     if kind == "preferences":
         last = row["messages"][-1]
-        if "candidate_0" in last and messages[-1]["role"] != "user":
+        holder = row if last.get("candidate_0") is None else last
+        if holder is last and messages[-1]["role"] != "user":
             messages.pop()
-        holder = last if "candidate_0" in last else row
         candidates = _text(holder, "candidate_0"), _text(holder, "candidate_1")
         return _conversation(messages, _optional_text(row, "context")) | _pair(holder, candidates)
     answer = _answer(row, "output_text", "prompts")["reference"]
@@ -304,6 +307,8 @@ def _messages_row(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
 
 
 def _trl(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
+    if _messages_demonstrate(row, kind):
+        return _messages_row(row, kind)
     prompt = {"prompt": _text(row, "prompt")}
     if kind == "preferences":
         return prompt | {"chosen": _text(row, "chosen"), "rejected": _text(row, "rejected")}
@@ -317,7 +322,9 @@ def _trl(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
 
 def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     """`prompt` may be missing (then it is what chosen and rejected share), or stand in them as well."""
-    if "prompt" not in row and "messages" in row:
+    names = ("prompt", "chosen", "rejected")
+    bare = row.get("messages") is not None and all(row.get(name) in (None, []) for name in names)
+    if bare or _messages_demonstrate(row, kind):
         return _messages_row(row, kind)
     prompt = _messages(row, "prompt", "user") if row.get("prompt") else []
     if kind == "preferences":
@@ -327,13 +334,20 @@ def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
         return _conversation(_joined(prompt, shared)) | {name: _reply(reply, name) for name, reply in replies.items()}
     answer = None if _is_undesired(row, kind) else row.get("completion")
     demonstrates = kind == "demonstrations" and answer is None  # of a pair, the better one does
-    if row.get("chosen") is not None and (demonstrates or not prompt):
+    if row.get("chosen") not in (None, []):
         *shared, chosen = _messages(row, "chosen", "assistant")
         prompt = _joined(prompt, shared)
         answer = chosen["content"] if demonstrates else answer
     if isinstance(answer, list):
         answer = _reply(_messages(row, "completion"), "completion")
     return _conversation(prompt) | _answer({"completion": answer}, "completion", kind)
+
+
+def _messages_demonstrate(row: dict[str, Any], kind: Kind) -> bool:
+    """Whether only the `messages` that stand beside a prompt, and begin with it, have an answer."""
+    if kind != "demonstrations" or not isinstance(row.get("messages"), list):
+        return False
+    return all(row.get(name) in (None, []) for name in ("completion", "label", "chosen"))
 
 
 def _is_undesired(row: dict[str, Any], kind: Kind) -> bool:
@@ -435,7 +449,8 @@ def _messages(row: dict[str, Any], name: str, text_is_from: str = "") -> list[di
     for message in value:
         role = _text(message, "author" if "author" in message else "role")
         # Where the message is there for its candidates, it needs no content.
-        content = "" if "candidate_0" in message and "content" not in message else _text(message, "content")
+        is_holder = message.get("candidate_0") is not None and message.get("content") is None
+        content = "" if is_holder else _text(message, "content")
         messages.append({"role": role, "content": content})
     return messages
 

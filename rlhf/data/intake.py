@@ -33,6 +33,8 @@ from rlhf.data.store import MESSAGES, SCHEMAS
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 
+UNKNOWN_BYTES = 64 << 20  # so much of a source without a row of known shape is held, then it is refused
+
 _TEXT = pa.string()
 TEXTS: dict[Kind, tuple[str, ...]] = {
     "preferences": ("prompt", "chosen", "rejected"),
@@ -113,7 +115,11 @@ class Intake:
             self.counts[file].quarantined += 1
 
     def _after_recognition(self) -> Iterator[Piece | Block]:
-        """What was read, none of it before the first row whose shape is known."""
+        """What was read, no object of it before the first row whose shape is known.
+
+        Raises:
+            DataError: There is none in `UNKNOWN_BYTES`, or in the source.
+        """
         waiting: list[Block] = []
         for piece in self.source.pieces():
             if self.shape is not None:
@@ -122,6 +128,10 @@ class Intake:
             waiting.append(piece.block())
             if self._recognise(waiting[-1]):
                 yield from waiting
+                waiting.clear()
+            elif sum(block.nbytes for block in waiting) > UNKNOWN_BYTES:
+                self._refuse_unknown(waiting)
+                yield from waiting  # of lines that are no objects, which need no shape to be put aside
                 waiting.clear()
         if waiting:
             self._refuse_unknown(waiting)
@@ -142,13 +152,12 @@ class Intake:
                 break
         if first is None:
             return False
-        index, value, self.shape = first
+        index, value, shape = first
         self._first = self._place(block, index)
-        self._annotator, is_number = _annotator_of(block)
-        self._layout = LAYOUTS.get((self.shape, self.kind))
-        if self._layout:
-            id_is_number = type(value.get("id")) is int
-            self._fields = fields_of(self.shape, self._layout, id_is_number, self._annotator, is_number)
+        self._annotator = _annotator_of(block)
+        self._layout = LAYOUTS.get((shape, self.kind))
+        self._id_is_number = type(value.get("id")) is int
+        self.shape = shape  # last: threads may be at work on blocks without an object
         return True
 
     def _refuse_unknown(self, blocks: list[Block]) -> None:
@@ -164,15 +173,19 @@ class Intake:
     def _convert(self, piece: Piece | Block) -> Part:
         block = piece if isinstance(piece, Block) else piece.block()
         tables, left = [], np.ones(len(block), bool)
+        chooser, is_number = None, False
+        if self.shape is not None:  # a file that names annotators may follow one that does not
+            chooser, is_number = self._annotator if self._annotator[0] else _annotator_of(block)
         if self.shape is not None and self._layout is not None:
-            rows, fields = (parse_texts if block.text is not None else pick_columns)(block, self._fields)
-            rows, table = convert_columns(rows, fields, self._layout, self._annotator, self.suffix)
+            wanted = fields_of(self.shape, self._layout, self._id_is_number, chooser, is_number)
+            rows, fields = (parse_texts if block.text is not None else pick_columns)(block, wanted)
+            rows, table = convert_columns(rows, fields, self._layout, chooser, self.suffix)
             left[rows] = False
             tables.append(self._with_origin(block, rows, table))
         kept, numbers, quarantined = [], [], []
         for index in np.flatnonzero(left).tolist():
             try:
-                kept.append(self._convert_row(block, index))
+                kept.append(self._convert_row(block, index, chooser))
                 numbers.append(index)
             except Unfit as unfit:
                 quarantined.append(
@@ -198,7 +211,9 @@ class Intake:
             self._by_file(block.file.to_numpy()),
         )
 
-    def _convert_row(self, block: Block, index: int) -> dict[str, Any]:
+    def _convert_row(self, block: Block, index: int, chooser: str | None) -> dict[str, Any]:
+        if index in block.too_long:
+            raise Unfit(Reason.TOO_LONG)
         row = block.row_value(index) if block.text is None else self._parse(block, index)
         shape = recognise(row)
         if shape is not None and self.shape not in (shape, may_be_chat(row, shape)):
@@ -214,7 +229,7 @@ class Intake:
                 raise Unfit(Reason.REFUSED_BY_TEMPLATE, MESSAGES) from None
         return {
             "own_id": own_id(row),
-            "annotator": annotator(row, self._annotator) if self._annotator else None,
+            "annotator": annotator(row, chooser) if chooser else None,
             **canonical,
         }
 
@@ -279,4 +294,4 @@ def _annotator_of(block: Block) -> tuple[str | None, bool]:
     return (names[0], pa.types.is_integer(columns.field(names[0]).type)) if names else (None, False)
 
 
-_ANNOTATOR = f'"({"|".join(ANNOTATOR_FIELDS)})"'
+_ANNOTATOR = rf'"({"|".join(ANNOTATOR_FIELDS)})"\s*:\s*["\d-]'

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from rlhf.data.file_systems import file_system, redacted
+from rlhf.data.formats import LONGEST_ROW_BYTES
 from rlhf.data.parallel import ordered_map
 from rlhf.errors import DataError
 
@@ -33,6 +35,7 @@ FILES_AT_ONCE = 16  # small files fetched ahead: a store answers each after a wh
 
 _EXTENSIONS = (".jsonl", ".json", ".parquet")
 _UTF8_BOM = b"\xef\xbb\xbf"
+_CUT_OFF = "unexpected end of data"  # what Python says of bytes that end within a character
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,19 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.line)
+
+    @cached_property
+    def too_long(self) -> list[int]:
+        """Rows of Parquet that are too long in memory, and as JSON; lines are measured where they are parsed."""
+        if self.text is not None:
+            return []
+        rows = _longer_than(LONGEST_ROW_BYTES, self.columns)
+        return [row for row in rows if len(self.row_text(row).encode()) > LONGEST_ROW_BYTES]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the rows."""
+        return (self.columns if self.text is None else self.text).nbytes
 
     def row_text(self, index: int) -> str:
         """The row whole: its line, or as JSON where the file holds no lines."""
@@ -114,6 +130,8 @@ class Lines:
             try:
                 self.content[start:end].tobytes().decode()
             except UnicodeDecodeError as error:
+                if error.reason == _CUT_OFF and self.content[end - 1] != ord("\n"):
+                    return self.source.error(f"{file}:{number}", "the file is cut off within this row; copy it again")
                 what = f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8"
                 return self.source.error(f"{file}:{number}", what)
         return self.source.error(f"{file}:{self.line}", "is not UTF-8 text; save it as UTF-8")
@@ -376,6 +394,8 @@ class Source:
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
+            if error.reason == _CUT_OFF:
+                raise self.error(file, "a JSON array that is cut off; copy the file again") from error
             raise self.error(file, f"is not UTF-8 text (byte {error.start + 1}); save it as UTF-8") from error
         try:
             values = json.loads(text, object_pairs_hook=_with_each_field_once)
@@ -404,10 +424,30 @@ def as_json(value: Any) -> str:
 
 def _parquet_blocks(index: int, data: IO[bytes]) -> Iterator[Block]:
     whole = io.BytesIO(data.read()) if isinstance(data, gzip.GzipFile) else data  # Parquet is read from its end
+    file = pq.ParquetFile(whole)
+    groups = [file.metadata.row_group(group) for group in range(file.num_row_groups)]
+    row_bytes = max((group.total_byte_size / group.num_rows for group in groups if group.num_rows), default=0)
     start = 0
-    for batch in pq.ParquetFile(whole).iter_batches(ROWS_PER_PARQUET_BLOCK):
-        yield _unlined(index, start, None, batch)
+    for batch in file.iter_batches(_rows_per_block(row_bytes)):
+        # The file says less where a text that stands in several rows is kept once.
+        rows = _rows_per_block(batch.nbytes / max(1, len(batch)))
+        for first in range(0, len(batch), rows):
+            yield _unlined(index, start + first, None, batch.slice(first, rows))
         start += len(batch)
+
+
+def _rows_per_block(row_bytes: float) -> int:
+    return max(1, min(ROWS_PER_PARQUET_BLOCK, int(BLOCK_BYTES / max(1, row_bytes))))
+
+
+def _longer_than(limit: int, rows: pa.RecordBatch, start: int = 0) -> list[int]:
+    """Rows of more memory than `limit`, found by halves; `start` is the number of the first."""
+    if rows.nbytes <= limit:
+        return []
+    if len(rows) == 1:
+        return [start]
+    half = len(rows) // 2
+    return _longer_than(limit, rows.slice(0, half), start) + _longer_than(limit, rows.slice(half), start + half)
 
 
 def _unlined(index: int, start: int, text: pa.StringArray | None, columns: pa.RecordBatch | None = None) -> Block:

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ MESSAGES = "messages"
 JSON, of rows that came as conversations."""
 
 
+def prompt_of(row: Mapping[str, Any]) -> str | list[dict[str, str]]:
+    """A row's prompt as it came: text, or messages. Graders get it so, in training and in evaluation alike."""
+    messages = row.get(MESSAGES)
+    return json.loads(messages) if messages else row["prompt"]
+
+
 def schema_of(kind: str, template: Template) -> pa.Schema:
     """Columns of a dataset of a kind."""
     schema = SCHEMAS[kind]
@@ -81,6 +87,8 @@ class Manifest(BaseModel):
 
 class DatasetWriter:
     """Writes a canonical dataset table by table, in place of what was at `path`; `finish` makes it one.
+
+    Where more is to be done before it is one, `close` takes that place, and `publish` follows.
 
     The folder is not renamed into place as a whole: where artifacts lie on a mounted bucket, folders cannot be.
     """
@@ -139,12 +147,18 @@ class DatasetWriter:
 
     def finish(self) -> Manifest:
         """Write what is left, and the manifest."""
+        manifest = self.close()
+        publish(self.path, manifest)
+        return manifest
+
+    def close(self) -> Manifest:
+        """Write what is left; the manifest that makes it a dataset is not written."""
         if self._waiting or not self._shards:
             self._flush()
         if self._writing is not None:
             self._writing.result()
         self._template.save(self.path)
-        manifest = Manifest(
+        return Manifest(
             kind=self._kind,
             rows=self.rows,
             columns=self._schema.names,
@@ -152,10 +166,6 @@ class DatasetWriter:
             template_digest=self._template.digest,
             shards=self._shards,
         )
-        unfinished = self.path / f".{MANIFEST_NAME}"
-        unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, self.path / MANIFEST_NAME)
-        return manifest
 
     def _flush(self) -> None:
         table = pa.concat_tables(self._waiting or [self._schema.empty_table()])
@@ -168,6 +178,13 @@ class DatasetWriter:
         if self._writing is not None:
             self._writing.result()
         self._writing = self._pool.submit(_write_shard, table, self.path / name)
+
+
+def publish(path: str | Path, manifest: Manifest) -> None:
+    """Make what was written at `path` a dataset, in one rename."""
+    unfinished = Path(path) / f".{MANIFEST_NAME}"
+    unfinished.write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, Path(path) / MANIFEST_NAME)
 
 
 def write_dataset(
@@ -197,8 +214,15 @@ def write_dataset(
     return writer.finish()
 
 
-def read_tables(path: str | Path, kind: str) -> tuple[Iterable[pa.Table], Manifest, Template]:
+def read_tables(
+    path: str | Path, kind: str, manifest: Manifest | None = None
+) -> tuple[Iterable[pa.Table], Manifest, Template]:
     """Read a canonical dataset shard by shard.
+
+    Args:
+        path: The dataset's folder.
+        kind: One of `SCHEMAS`.
+        manifest: Of a dataset that is not published yet.
 
     Returns:
         The shards; the last is followed by the check that the rows are those the manifest was written for. The
@@ -208,7 +232,7 @@ def read_tables(path: str | Path, kind: str) -> tuple[Iterable[pa.Table], Manife
         DataError: As `read_dataset`, while the tables are read as far as it concerns them.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
+    manifest = manifest or read_manifest(folder)
     columns = SCHEMAS[kind].names
     if manifest.kind != kind or [name for name in manifest.columns if name != MESSAGES] != columns:
         again = "; it was written by another version, run data_validation again" if manifest.kind == kind else ""
@@ -239,41 +263,49 @@ def read_dataset(path: str | Path, kind: str) -> tuple[list[dict[str, Any]], Man
     return [row for table in tables for row in table.to_pylist()], manifest, template
 
 
-def rewrite_dataset(path: str | Path, kind: str, change: Callable[[pa.Table, int], pa.Table]) -> Manifest:
-    """Write a dataset again with its rows changed.
+def rewrite_dataset(
+    path: str | Path, kind: str, manifest: Manifest, change: Callable[[pa.Table, int], pa.Table]
+) -> Manifest:
+    """Write a dataset that is not published yet again with its rows changed.
 
     Args:
+        path: The dataset's folder.
+        kind: One of `SCHEMAS`.
+        manifest: Of what is there.
         change: Called with each shard and the number of rows before it; returns what is to stand there.
     """
-    tables, _, template = read_tables(path, kind)
+    tables, _, template = read_tables(path, kind, manifest)
     folder = Path(path)
     staging = folder.with_name(f".{folder.name}.rewrite")
-    writer = DatasetWriter(staging, kind, template)
-    before = 0
-    for table in tables:
-        writer.write(change(table, before))
-        before += len(table)
-    manifest = writer.finish()
-    (folder / MANIFEST_NAME).unlink()
-    for stale in folder.glob("part-*.parquet"):
-        stale.unlink()
-    for name in [*manifest.shards, MANIFEST_NAME]:
-        os.replace(staging / name, folder / name)
-    shutil.rmtree(staging)
-    return manifest
+    try:
+        writer = DatasetWriter(staging, kind, template)
+        before = 0
+        for table in tables:
+            writer.write(change(table, before))
+            before += len(table)
+        changed = writer.close()
+        for stale in folder.glob("part-*.parquet"):
+            stale.unlink()
+        for name in changed.shards:
+            os.replace(staging / name, folder / name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return changed
 
 
-def take_rows(path: str | Path, numbers: Sequence[int]) -> list[dict[str, Any]]:
+def take_rows(path: str | Path, manifest: Manifest, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Some rows of a dataset, by their place in it.
 
     Args:
+        path: The dataset's folder.
+        manifest: Of what is there.
         numbers: From 0, ascending, each less than the dataset's rows.
     """
     folder = Path(path)
     wanted = np.asarray(numbers, np.int64)
     found: list[dict[str, Any]] = []
     before = 0
-    for name in read_manifest(folder).shards:
+    for name in manifest.shards:
         file = pq.ParquetFile(folder / name)
         rows = file.metadata.num_rows
         here = wanted[(wanted >= before) & (wanted < before + rows)] - before

@@ -70,9 +70,24 @@ class Template(BaseModel):
         parts = self._parts(prompt, messages)
         return parts.text(parts.body)
 
-    def body(self, prompt: str) -> str:
-        """The prompt less its suffix and the whitespace around it: what makes it the same prompt as another."""
-        return self._split(prompt)[0].strip()
+    def body(self, prompt: str, messages: str | None = None) -> str:
+        """The prompt less its suffix and the whitespace around it: what makes it the same prompt as another.
+
+        With a chat template a conversation is its turns, as `role: content` lines; one turn of the user alone is the
+        same as that text as a bare prompt.
+
+        Args:
+            prompt, messages: As for `render`.
+        """
+        if not self.chat_template or not messages:
+            return self._split(prompt)[0].strip()
+        turns = json.loads(messages)
+        texts = [turn["content"].strip() for turn in turns]
+        asked = _asked(turns)
+        texts[asked] = self._split(turns[asked]["content"])[0].strip()
+        if [turn["role"] for turn in turns] == ["user"]:
+            return texts[0]
+        return "\n".join(f"{turn['role']}: {text}" for turn, text in zip(turns, texts, strict=True))
 
     def fit(self, prompt: str, count_tokens: Callable[[str], int], messages: str | None = None) -> tuple[str, bool]:
         """Render into at most `prompt_sequence_length` tokens.
@@ -156,7 +171,7 @@ class Template(BaseModel):
         turns = turns[own:]
         if not turns:
             raise DataError("chat_template: a conversation has system messages only, expected one of the user")
-        asked = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns) - 1)
+        asked = _asked(turns)
         return _Chat(self, system, turns, asked, *self._split(turns[asked]["content"]))
 
     def _cut(self, parts: "_Plain | _Chat", count_tokens: Callable[[str], int]) -> str | None:
@@ -248,6 +263,11 @@ class _Chat:
         for start in starts:
             least = 0 if start == starts[-1] else (len(self.body) + 1) // 2
             yield replace(self, turns=self.turns[start:], asked=self.asked - start, least=least)
+
+
+def _asked(turns: list[chat.Message]) -> int:
+    """The turn that ends in the suffix: the user's last, or where there is none the last."""
+    return max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns) - 1)
 
 
 def _cuts(fitting: str) -> list[int]:

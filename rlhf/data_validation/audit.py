@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from rlhf.data.intake import Intake
 from rlhf.data.sources import Source
-from rlhf.data.store import take_rows
+from rlhf.data.store import MESSAGES, take_rows
 from rlhf.data.template import Template
 from rlhf.data_validation import findings
 from rlhf.data_validation.canonical import Written
@@ -25,7 +25,7 @@ from rlhf.data_validation.checks import Example, Verdict, at_least, at_most, nea
 from rlhf.data_validation.config import DataValidationConfig
 from rlhf.data_validation.index import Index
 from rlhf.data_validation.near_duplicates import near_duplicates
-from rlhf.data_validation.private_data import find_private
+from rlhf.data_validation.private_data import LOOKED_FOR, find_private
 from rlhf.data_validation.resolve import Resolved
 from rlhf.data_validation.tokens import TokenLengths, token_lengths
 from rlhf.metrics import share
@@ -107,7 +107,7 @@ def _sample(dataset: str, data: Written, intakes: dict[str, Intake], index: Inde
         f"select file, line from {dataset} where number in (select unnest($1)) order by number", numbers
     )
     intake = intakes.get(dataset) or intakes["prompts"]
-    return Sample(dataset, take_rows(data.path, numbers), intake.source, origins)
+    return Sample(dataset, take_rows(data.path, data.manifest, numbers), intake.source, origins)
 
 
 def _sizes(config: DataValidationConfig, result: Audit, resolved: Resolved, index: Index) -> None:
@@ -230,7 +230,9 @@ def _overlaps(config: DataValidationConfig, result: Audit, resolved: Resolved) -
 
 def _near_duplicates(config: DataValidationConfig, template: Template, result: Audit, samples: list[Sample]) -> None:
     texts = [
-        (sample, index, template.body(row["prompt"])) for sample in samples for index, row in enumerate(sample.rows)
+        (sample, index, template.body(row["prompt"], row.get(MESSAGES)))
+        for sample in samples
+        for index, row in enumerate(sample.rows)
     ]
     near = near_duplicates([text for _, _, text in texts], seed=config.seed)
     found = share(near.texts, len(texts))
@@ -238,7 +240,15 @@ def _near_duplicates(config: DataValidationConfig, template: Template, result: A
     def evaluated(index: int) -> bool:
         return texts[index][0].dataset == "evaluation"
 
-    leaks = [pair for *pair, _ in near.pairs if evaluated(pair[0]) != evaluated(pair[1])]
+    def trained_on(index: int) -> bool:
+        sample, row, _ = texts[index]
+        return sample.dataset in findings.TRAINED_ON and sample.rows[row].get("split") != "eval"
+
+    leaks = [
+        (one, other)
+        for one, other, _ in near.pairs
+        if (evaluated(one) and trained_on(other)) or (trained_on(one) and evaluated(other))
+    ]
     leaked = {index for pair in leaks for index in pair if evaluated(index)}
     across = f"; {len(leaked):,} or more are evaluation prompts with one that is trained on" if leaked else ""
     if any(looked_at < rows for looked_at, rows in result.sampled.values()):
@@ -324,15 +334,18 @@ def _writing(config: DataValidationConfig, result: Audit, samples: list[Sample])
             subject,
             found.rate,
             checks.private_data,
-            f"{len(with_private):,} of {len(texts):,} texts looked at have private data, {found.in_words()}"
-            f"{': ' + named if named else ''}.",
+            (
+                f"{len(with_private):,} of {len(texts):,} texts looked at, {found.in_words()}: {named}. {LOOKED_FOR}"
+                if named
+                else f"None in {len(texts):,} texts looked at. {LOOKED_FOR}"
+            ),
             shown(with_private[:2]),
         )
     )
 
-    result.odd = {kind: where for kind, where in odd_characters(texts).items() if where.texts}
-    most = max(result.odd.values(), key=lambda where: where.texts, default=None)
-    odd = share(most.texts if most else 0, len(texts))
+    anywhere, kinds = odd_characters(texts)
+    result.odd = {kind: where for kind, where in kinds.items() if where.texts}
+    odd = share(anywhere.texts, len(texts))
     named = ", ".join(f"{kind} in {where.texts:,}" for kind, where in result.odd.items())
     result.metrics["odd_characters_share"] = odd.rate
     result.verdicts.append(
@@ -341,10 +354,10 @@ def _writing(config: DataValidationConfig, result: Audit, samples: list[Sample])
             subject,
             odd.rate,
             checks.control_characters,
-            f"{named[:1].upper()}{named[1:]} of {len(texts):,} texts looked at; the most frequent in {odd.in_words()}."
+            f"{named[:1].upper()}{named[1:]} of {len(texts):,} texts looked at; any of them in {odd.in_words()}."
             if named
             else f"No text of {len(texts):,} looked at has characters that hide, reorder or are damaged.",
-            shown(most.examples if most else ()),
+            shown(anywhere.examples),
         )
     )
 

@@ -46,7 +46,7 @@ def write_canonical(
     pool: Executor,
     ahead: int,
 ) -> Written:
-    """Write the rows kept as a dataset at `path`, and their index under `name`.
+    """Write the rows kept as a dataset at `path`, not published yet, and their index under `name`.
 
     Args:
         eval_fraction: Share of the prompts whose pairs get the split "eval"; others get "train".
@@ -69,7 +69,7 @@ def write_canonical(
         writer.write(texts.set_column(0, "id", ids.unique(texts["id"], keys["id_key"], keys["own"])))
         rows.write(keys.append_column("number", numbers))
     rows.close()
-    return Written(Path(path), writer.finish(), ids.repeated_own, markers_removed)
+    return Written(Path(path), writer.close(), ids.repeated_own, markers_removed)
 
 
 def _with_keys(
@@ -82,9 +82,8 @@ def _with_keys(
     for name in names[1:]:
         texts[name], count = _less_marker(column[name], template.suffix)
         removed += count
-    body_bounds = _stripped(texts["prompt"], template.suffix.strip())
     bounds = [_stripped(texts[name]) for name in names[1:]]
-    prompt_key = _keys(texts["prompt"], *body_bounds)
+    prompt_key = _prompt_keys(texts["prompt"], column.get(MESSAGES), template)
     one_key = _keys(texts[names[1]], *bounds[0])
     other_key = _keys(texts[names[2]], *bounds[1]) if len(names) > 2 else np.zeros(len(kept), np.uint64)
     id_key = _mixed(_mixed(_mixed(prompt_key) ^ one_key) ^ other_key)
@@ -121,6 +120,16 @@ def _with_keys(
         columns["split"] = pa.array(np.where(draw < eval_fraction, "eval", "train"), pa.string())
         columns |= {"position": column["position"], "margin": column["margin"]}
     return pa.table(columns), index, removed
+
+
+def _prompt_keys(prompts: pa.StringArray, messages: pa.StringArray | None, template: Template) -> np.ndarray:
+    """The key of each prompt's `Template.body`."""
+    keys = _keys(prompts, *_stripped(prompts, template.suffix.strip()))
+    if messages is not None:
+        for row in np.flatnonzero(messages.is_valid().to_numpy(zero_copy_only=False)).tolist():
+            body = template.body(prompts[row].as_py(), messages[row].as_py())
+            keys[row] = xxhash.xxh3_64_intdigest(body.encode())
+    return keys
 
 
 def _mixed(keys: np.ndarray) -> np.ndarray:

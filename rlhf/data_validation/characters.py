@@ -103,17 +103,21 @@ _LONE_CARRIAGE_RETURN = re.compile(r"\r(?!\n)")
 _FLAG = re.compile("\U0001f3f4[\U000e0020-\U000e007e]+\U000e007f")
 
 
-def odd_characters(texts: Iterable[str]) -> dict[Oddity, Occurrence]:
-    """Count texts with characters that ordinary text has no use for, by kind; every kind is there.
+def odd_characters(texts: Iterable[str]) -> tuple[Occurrence, dict[Oddity, Occurrence]]:
+    """Count texts with characters that ordinary text has no use for: of any kind, and by kind; every kind is there.
 
     What does not show is what a report makes visible (`rlhf.report.page.visible`); so the joiners U+200C and U+200D,
     which Persian and emoji need, do not count.
     """
     found: dict[Oddity, list[int]] = {oddity: [] for oddity in Oddity}
+    anywhere = []
     for position, text in enumerate(texts):
-        for oddity in _oddities(text):
+        oddities = _oddities(text)
+        if oddities:
+            anywhere.append(position)
+        for oddity in oddities:
             found[oddity].append(position)
-    return {oddity: _occurrence(positions) for oddity, positions in found.items()}
+    return _occurrence(anywhere), {oddity: _occurrence(positions) for oddity, positions in found.items()}
 
 
 def _oddities(text: str) -> set[Oddity]:

@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
         "annotator": pa.string(),
         "position": pa.int8(),  # which candidate was chosen, as laid out
         "margin": pa.float32(),
-        "prompt_key": pa.uint64(),  # of the prompt less its suffix and the whitespace around it
+        "prompt_key": pa.uint64(),  # of `Template.body`: the prompt less its suffix and the whitespace around it
         "draw": pa.float64(),  # in [0, 1), by the prompt and the seed alone
         "one_key": pa.uint64(),  # chosen, completion or reference, less whitespace around it; 0 for none
         "other_key": pa.uint64(),  # rejected

@@ -333,7 +333,8 @@ def _template(facts: Facts) -> Markup:
             f"{TODAY:%d %B %Y}, so that results do not depend on the day."
         )
         body += fold("The chat template", text_block(template.chat_template[:LONGEST_EXAMPLE]))
-    row = take_rows(facts.written["prompts"].path, [0])[0]
+    prompts = facts.written["prompts"]
+    row = take_rows(prompts.path, prompts.manifest, [0])[0]
     example = without_marks(template.render(row["prompt"], row.get(MESSAGES)))
     return body + fold(
         "The first prompt as a model reads it, when it is not too long", text_block(mask_private(example))

@@ -10,6 +10,10 @@ from phonenumbers import Leniency, PhoneNumberMatcher, PhoneNumberType, number_t
 
 EMAIL = "e-mail address"
 PHONE = "phone number"
+LOOKED_FOR = (
+    "Looked for: an e-mail address, a phone number (with +, or as it is written in North America or the UK) or a key. "
+    "Names, postal addresses and other numbers are not looked for."
+)
 
 # An address as people write it, ASCII only: the local part and labels have the lengths of RFC 5321 and RFC 1035, the
 # domain ends in a word of letters. RFC 5322 allows more, of which next to nothing is ever meant as an address.

@@ -45,6 +45,21 @@ class Resolved:
     pairs_eval: int = 0
 
 
+def take_out_equal(source: Source, preferences: Written, index: Index) -> pa.Table:
+    """Take out pairs whose candidates became the same when the suffix's marker was taken off.
+
+    Returns:
+        What is to be added to the quarantine.
+
+    Raises:
+        DataError: No pair is left.
+    """
+    equal = dict.fromkeys(index.column(EQUAL_CANDIDATES), Reason.EQUAL_CANDIDATES)
+    if not equal:
+        return SCHEMAS["quarantine"].empty_table()
+    return _quarantine("preferences", equal, source, preferences, index)
+
+
 def resolve(
     config: DataValidationConfig,
     template: Template,
@@ -59,14 +74,9 @@ def resolve(
             row of a dataset is left to train on.
     """
     held_out = 0 if config.eval_dataset else _hold_out_prompts(config, template, written, index)
-    # Candidates may have become the same when the suffix's marker was taken off.
-    equal = dict.fromkeys(index.column(EQUAL_CANDIDATES), Reason.EQUAL_CANDIDATES)
-    aside = {}
-    if equal:
-        aside["preferences"] = _quarantine("preferences", equal, sources["preferences"], written["preferences"], index)
     _hold_out_pairs(config, written["preferences"], index)
     pairs, shared = pair_findings(index), overlaps(index)
-    resolved = Resolved(pairs, shared, quarantined=aside, prompts_held_out=held_out)
+    resolved = Resolved(pairs, shared, prompts_held_out=held_out)
     numbers = {
         "duplicates": ("preferences", pairs.duplicate_examples),
         "contradictions": ("preferences", pairs.contradiction_examples),
@@ -101,8 +111,9 @@ def examples(
         f"select file, line from {dataset} where number in ({', '.join(map(str, numbers))}) order by number"
     )
     found = []
-    for (file, line), row in zip(origins, take_rows(written[dataset].path, numbers), strict=True):
-        names = [name for name in TEXTS[written[dataset].manifest.kind] if row[name]]
+    data = written[dataset]
+    for (file, line), row in zip(origins, take_rows(data.path, data.manifest, numbers), strict=True):
+        names = [name for name in TEXTS[data.manifest.kind] if row[name]]
         texts = "\n\n".join(f"{name}: {row[name]}" for name in names)
         found.append(Example.of(f"{source.files[file]}:{line}", texts))
     return found
@@ -122,12 +133,12 @@ def _hold_out_prompts(
     _mark_held_out("prompts", config.prompt_eval_fraction, index)
     held_out = np.array(index.column("select held_out from prompts order by number"))
     writer = DatasetWriter(written["evaluation"].path, "prompts", template)
-    tables, _, _ = read_tables(written["prompts"].path, "prompts")
+    tables, _, _ = read_tables(written["prompts"].path, "prompts", written["prompts"].manifest)
     before = 0
     for table in tables:
         writer.write(table.filter(pa.array(held_out[before : before + len(table)])))
         before += len(table)
-    written["evaluation"].manifest = writer.finish()
+    written["evaluation"].manifest = writer.close()
     _keep(written["prompts"], "prompts", ~held_out)
     index.replace("evaluation", "from prompts where held_out")
     index.replace("prompts", "from prompts where not held_out")
@@ -159,9 +170,7 @@ def _put_aside(
                 aside.setdefault(dataset, {}).setdefault(number, reason)
     for dataset, reasons in aside.items():
         left = TRAINED_ON[dataset] if Reason.SHARED_PROMPT in reasons.values() else "true"
-        rows = _quarantine(dataset, reasons, sources[dataset], written[dataset], index, left)
-        before = resolved.quarantined.get(dataset, rows.schema.empty_table())
-        resolved.quarantined[dataset] = pa.concat_tables([before, rows])
+        resolved.quarantined[dataset] = _quarantine(dataset, reasons, sources[dataset], written[dataset], index, left)
 
 
 def _quarantine(
@@ -228,7 +237,7 @@ def _hold_out_pairs(config: DataValidationConfig, data: Written, index: Index, a
         column = pa.array(splits[before : before + len(table)], pa.string())
         return table.set_column(table.schema.get_field_index("split"), "split", column)
 
-    data.manifest = rewrite_dataset(data.path, "preferences", with_split)
+    data.manifest = rewrite_dataset(data.path, "preferences", data.manifest, with_split)
 
 
 def _mark_held_out(dataset: str, fraction: float, index: Index) -> bool:
@@ -256,4 +265,4 @@ def _keep(data: Written, kind: str, keep: np.ndarray) -> None:
     def kept(table: pa.Table, before: int) -> pa.Table:
         return table.filter(pa.array(keep[before : before + len(table)]))
 
-    data.manifest = rewrite_dataset(data.path, kind, kept)
+    data.manifest = rewrite_dataset(data.path, kind, data.manifest, kept)

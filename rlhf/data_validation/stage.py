@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import chain
@@ -20,7 +20,7 @@ from rlhf.data.formats import MEANINGS, Kind, Reason
 from rlhf.data.intake import TEXTS, Intake, Part
 from rlhf.data.predictions import read_predictions
 from rlhf.data.sources import Source
-from rlhf.data.store import MANIFEST_NAME, MESSAGES
+from rlhf.data.store import MANIFEST_NAME, MESSAGES, publish
 from rlhf.data.template import Template
 from rlhf.data_validation.audit import audit
 from rlhf.data_validation.canonical import Written, take_some, write_canonical
@@ -30,7 +30,7 @@ from rlhf.data_validation.config import DataValidationConfig
 from rlhf.data_validation.index import Index
 from rlhf.data_validation.page import Facts, report_page
 from rlhf.data_validation.rejects import Rejects
-from rlhf.data_validation.resolve import resolve
+from rlhf.data_validation.resolve import resolve, take_out_equal
 from rlhf.data_validation.steps import StepCount
 from rlhf.data_validation.suffix import detect
 from rlhf.data_validation.tokens import load_tokenizer
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rlhf.evaluator.config import EvaluatorConfig
 
 STAGE = "data_validation"
+MOST_THREADS = 8
 ROWS_FOR_SUFFIX = 10_000  # of each source, from its beginning, tell how prompts end
 
 # Dataset: the parameter it comes from, and its kind.
@@ -97,12 +98,15 @@ def run(
     _check_options_and_models(config)
     paths = {"preferences": preferences, "prompts": prompts, "evaluation": evaluation, "demonstrations": demonstrations}
     sources = _find(config)
-    with _none_left_half_done(paths.values()):
-        facts = _look(config, sources, paths, quarantine)
-        write_page(report, report_page(facts))
-        _write_findings(findings, facts)
-        _say(facts)
-        refuse_failed(facts.verdicts)
+    for path in paths.values():  # a run that fails leaves no dataset, not even another run's
+        Path(path, MANIFEST_NAME).unlink(missing_ok=True)
+    facts = _look(config, sources, paths, quarantine)
+    write_page(report, report_page(facts))
+    _write_findings(findings, facts)
+    _say(facts)
+    refuse_failed(facts.verdicts)
+    for data in facts.written.values():
+        publish(data.path, data.manifest)
     return facts.metrics
 
 
@@ -124,6 +128,10 @@ def _look(
         renderer = Template(instruction=config.instruction, **chat.fields) if chat.text else None
         intakes = {name: Intake(source, DATASETS[name][1], config.suffix, renderer) for name, source in sources.items()}
         written, template, suffix_found = _write(config, chat, intakes, paths, rejects, index, pool, threads + 2)
+        if "preferences" in sources:
+            equal = take_out_equal(sources["preferences"], written["preferences"], index)
+            rejects.add(equal, sources["preferences"].parameter)
+            intakes["preferences"].move_to_quarantine(equal)
         quarantined = [_usable(intake, written[name], rejects, config) for name, intake in intakes.items()]
         if any(check.outcome == "failed" for check in quarantined):
             rejects.finish()
@@ -207,19 +215,10 @@ def _write(
 
 
 @contextlib.contextmanager
-def _none_left_half_done(paths: Iterable[str | Path]) -> Iterator[None]:
-    """A run that fails leaves no dataset that could be taken for a whole one."""
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            Path(path, MANIFEST_NAME).unlink(missing_ok=True)
-        raise
-
-
-@contextlib.contextmanager
 def threads_at_work() -> Iterator[int]:
     """How many threads read, check and write; they are all there are, and take turns often enough.
+
+    Each has a block in memory, and waits for Python's lock, so that more than `MOST_THREADS` gain nothing.
 
     Between two of Arrow's functions a thread holds Python's lock for a moment only, but may wait for another that
     holds it up to the switch interval.
@@ -228,7 +227,8 @@ def threads_at_work() -> Iterator[int]:
     pa.set_cpu_count(1)
     sys.setswitchinterval(0.0005)
     try:
-        yield 1 + (os.cpu_count() or 1)  # one may be waiting for the thread that reads on behalf of Arrow
+        # One may be waiting for the thread that reads on behalf of Arrow.
+        yield min(MOST_THREADS, 1 + (os.cpu_count() or 1))
     finally:
         pa.set_cpu_count(arrow)
         sys.setswitchinterval(interval)

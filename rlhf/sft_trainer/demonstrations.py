@@ -53,7 +53,7 @@ def tokenise(rows: Iterable[dict[str, Any]], template: Template, policy: Policy)
         answer = template.completion(text, row["completion"])
         completion = policy.encode_completion(answer, template.target_sequence_length)
         _require_room(row["id"], len(prompt), len(completion), policy)
-        key = xxhash.xxh3_64_intdigest(template.body(row["prompt"]).encode())
+        key = xxhash.xxh3_64_intdigest(template.body(row["prompt"], row.get("messages")).encode())
         demonstrations.append(
             Demonstration(row["id"], key, text, answer.strip(), prompt, completion, cut, completion[-1] != policy.eos)
         )

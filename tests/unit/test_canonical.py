@@ -2,11 +2,13 @@
 
 import json
 import random
+import re
 
 import pytest
 
 from rlhf.data.store import read_dataset
 from rlhf.data_validation.suffix import without_marker
+from rlhf.errors import DataError
 from tests.intake import write_rows
 from tests.validation import pair, validate, verdict, written
 
@@ -140,3 +142,21 @@ def test_candidates_that_are_equal_but_for_the_marker_are_put_aside(options, tmp
         (42, "equal_candidates"),
     ]
     assert (metrics["rows_preferences"], metrics["contradictory_pairs"]) == (40, 0)
+
+
+def test_too_many_of_them_fail_the_run_as_other_rows_that_cannot_be_used_do(options, tmp_path):
+    write_rows(
+        tmp_path / "pairs.jsonl",
+        [pair(f"Post {i}") for i in range(40)] + [pair(f"P {i}", "[summary]: one", "one") for i in range(5)],
+    )
+    options["suffix"] = " [summary]: "
+    with pytest.raises(DataError) as error:
+        validate(options, tmp_path)
+    assert str(error.value).startswith(
+        "preference_dataset: 5 of 45 rows (11\u00a0%) cannot be used, most often (5) because of equal_candidates"
+    )
+    assert re.search(r"for example .*pairs.jsonl:41: '{\"input_text", str(error.value))
+    assert len(written(tmp_path, "quarantine")) == 5
+    metrics = validate(options | {"checks": {"quarantined": {"limit": 0.2}}}, tmp_path)
+    found = verdict(tmp_path, "quarantined", "preference_dataset")
+    assert (metrics["quarantined"], found["value"]) == (5, pytest.approx(5 / 45))

@@ -53,7 +53,7 @@ ODD = {
 
 
 def found(text: str) -> set[Oddity]:
-    return {oddity for oddity, occurrence in odd_characters([text]).items() if occurrence.texts}
+    return {oddity for oddity, occurrence in odd_characters([text])[1].items() if occurrence.texts}
 
 
 @pytest.mark.parametrize(("language", "text"), PROSE.items())
@@ -132,7 +132,8 @@ def test_ordinary_text_of_any_language_has_none(text):
 
 
 def test_a_text_counts_once_for_each_of_its_kinds_and_two_examples_are_named():
-    result = odd_characters(["a\0b\0", "plain", "\0 and \ufffd", "\0"])
+    anyhow, result = odd_characters(["a\0b\0", "plain", "\0 and \ufffd", "\0"])
+    assert anyhow == Occurrence(3, (0, 2))
     assert result[Oddity.NUL] == Occurrence(3, (0, 2))
     assert result[Oddity.REPLACEMENT] == Occurrence(1, (2,))
     assert {oddity for oddity in Oddity if not result[oddity].texts} == set(Oddity) - {Oddity.NUL, Oddity.REPLACEMENT}

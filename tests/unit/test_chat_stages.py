@@ -180,6 +180,51 @@ def test_rows_of_flat_shapes_and_a_part_held_out_have_the_column_too(tmp_path):
     assert template.suffix.strip() == "TL;DR:"
 
 
+def one_prompt_in_every_layout(text: str) -> list[dict]:
+    one, zero = ([said("assistant", answer)] for answer in ("one", "zero"))
+    turn = said("user", text)
+    return [
+        {"prompt": text, "chosen": one, "rejected": zero},
+        {"prompt": [turn], "chosen": one, "rejected": zero},
+        {"chosen": [turn, *one], "rejected": [turn, *zero]},
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["", "\nTL;DR:"])
+def test_a_prompt_is_the_same_prompt_however_it_is_laid_out(tmp_path, suffix):
+    text = "How do I boil rice?"
+    pairs = [*one_prompt_in_every_layout(text), *one_prompt_in_every_layout(f" {text}\nTL;DR:" if suffix else text)]
+    pairs += [{"prompt": f"Post {i}", **{n: pairs[0][n] for n in ("chosen", "rejected")}} for i in range(40)]
+    options = {
+        "preference_dataset": write_rows(tmp_path / "laid_out.jsonl", pairs),
+        "eval_dataset": write_rows(tmp_path / "asked.jsonl", [{"prompt": text}, {"prompt": "Another?"}]),
+        "demonstration_dataset": write_rows(
+            tmp_path / "shown.jsonl",
+            [{"messages": [said("user", each), said("assistant", "x")]} for each in (text, "A third?")],
+        ),
+        "suffix": suffix,
+        "preference_eval_fraction": 0.01,
+        "seed": 1,
+    }
+    prompts = [{"messages": [said("user", each)]} for each in (text, "A fourth?")]
+    metrics = validate(tmp_path, "model", prompts, **options)
+    assert metrics["duplicate_pairs"] == 5
+    assert [metrics[f"shared_{name}"] for name in ("prompts", "with_preferences", "with_demonstrations")] == [1, 1, 1]
+    metrics = validate(tmp_path, "model", prompts, **options, shared_prompts="quarantine")
+    assert metrics["quarantined"] == 6 + 1 + 1
+    assert [metrics[f"rows_{name}"] for name in ("preferences", "prompts", "demonstrations")] == [40, 1, 1]
+
+
+def test_conversations_are_the_same_prompt_by_their_turns_less_the_suffix(tmp_path):
+    ends = [said("user", "Bye."), said("user", "Bye.\nTL;DR:"), said("user", " Bye. "), said("user", "Hi?")]
+    prompts = [{"messages": [*TURNS[:-1], end]} for end in ends] + [{"messages": [ends[0]]}, {"messages": TURNS[1:]}]
+    template = chat(suffix="\nTL;DR:")
+    keys = [template.body("", json.dumps(row["messages"])) for row in prompts]
+    assert keys[0] == keys[1] == keys[2]
+    assert len({*keys}) == 4
+    assert keys[4] == template.body("Bye.") == template.body(" Bye. TL;DR:")
+
+
 def test_a_model_without_a_chat_template_ends_the_run_before_data_is_read(tmp_path):
     model_folder(tmp_path / "base", {})
     with pytest.raises(ModelError, match="has no chat template"):

@@ -1,9 +1,10 @@
 import contextlib
+import json
 import random
 
 import pytest
 
-from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape, Unfit, convert, recognise
+from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape, Unfit, convert, may_be_chat, recognise
 
 USER = {"role": "user", "content": "Hi?"}
 POST = {"subreddit": "r/cats", "title": "A cat", "post": "It sleeps."}
@@ -67,6 +68,16 @@ PREFERENCES = [
         },
         Shape.TRL_CHAT,
         "system: Be kind.\nuser: Hi?\nassistant:",
+    ),
+    (
+        {
+            "prompt": None,
+            "chosen": [USER, said("assistant", "one")],
+            "rejected": [USER, said("assistant", "zero")],
+            "messages": [USER, said("assistant", "one")],
+        },
+        Shape.TRL_CHAT,
+        "user: Hi?\nassistant:",
     ),
     (
         {"info": POST, "summaries": [{"text": "zero", "note": None}, {"text": "one"}], "choice": 1},
@@ -188,6 +199,25 @@ def test_of_a_pair_the_chosen_one_demonstrates_unless_the_row_has_a_completion()
         assert convert(row, recognise(row), "prompts") == prompt | {"reference": None}
 
 
+@pytest.mark.parametrize("shape", [Shape.TRL, Shape.TRL_CHAT])
+def test_messages_beside_a_prompt_demonstrate_where_nothing_else_answers(shape):
+    row = {
+        "prompt": "Hi?",
+        "prompt_id": "x",
+        "messages": [USER, said("assistant", "one"), USER, said("assistant", "R")],
+    }
+    assert may_be_chat(row, recognise(row)) is Shape.TRL_CHAT
+    found = convert(row, shape, "demonstrations", keep_messages=True)
+    assert (found["prompt"], found["completion"]) == ("user: Hi?\nassistant: one\nuser: Hi?\nassistant:", "R")
+    assert json.loads(found["messages"]) == row["messages"][:-1]
+    assert convert(row | {"completion": "own"}, shape, "demonstrations")["completion"] == "own"
+    assert convert(row, Shape.TRL, "prompts") == {"prompt": "Hi?", "reference": None}
+    for messages in ([], None, "R", [USER]):
+        with pytest.raises(Unfit) as unfit:
+            convert(row | {"messages": messages}, shape, "demonstrations")
+        assert unfit.value.reason is Reason.MISSING_FIELD
+
+
 BE_KIND = said("system", "Be kind.")
 
 
@@ -210,6 +240,7 @@ def test_messages_that_prompt_and_candidates_both_hold_are_there_once(prompt, sh
     found = convert(row, Shape.TRL_CHAT, "preferences")
     assert {name: found[name] for name in ("prompt", "chosen")} == expected | {"chosen": "one"}
     assert convert(row, Shape.TRL_CHAT, "demonstrations") == expected | {"completion": "one"}
+    assert convert(row, Shape.TRL_CHAT, "prompts") == expected | {"reference": None}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from rlhf.data.store import SCHEMAS, read_dataset, write_dataset
+from rlhf.data.store import SCHEMAS, publish, read_dataset, rewrite_dataset, write_dataset
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 
@@ -107,6 +107,20 @@ def test_half_a_dataset_is_not_taken_for_a_whole_one(tmp_path):
         write_dataset(tmp_path / "d", "prompts", interrupted(), TEMPLATE, rows_per_shard=2)
     with pytest.raises(DataError, match="unfinished run"):
         read_dataset(tmp_path / "d", "prompts")
+
+
+def test_a_change_that_fails_leaves_no_dataset_and_no_other_folder(tmp_path):
+    manifest = write_dataset(tmp_path / "d", "prompts", prompts(4), TEMPLATE)
+    (tmp_path / "d" / "manifest.json").unlink()
+    with pytest.raises(ZeroDivisionError):
+        rewrite_dataset(tmp_path / "d", "prompts", manifest, lambda *_: 1 / 0)
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    changed = rewrite_dataset(tmp_path / "d", "prompts", manifest, lambda table, before: table[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+    with pytest.raises(DataError, match="unfinished run"):
+        read_dataset(tmp_path / "d", "prompts")
+    publish(tmp_path / "d", changed)
+    assert read_dataset(tmp_path / "d", "prompts")[0] == prompts(4)[1:]
 
 
 def test_writing_again_replaces_what_was_there(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 
 from rlhf.data.store import read_dataset
 from rlhf.data.template import Template
+from rlhf.data_validation import stage
 from rlhf.errors import ConfigError, DataError, ModelError, RlhfError
 from tests.intake import write_rows
 from tests.validation import OUTPUTS, pair, validate
@@ -44,6 +45,36 @@ def test_the_same_input_gives_the_same_datasets(options, tmp_path):
         validate(options, tmp_path)
         digests.append([json.loads((tmp_path / "out" / n / "manifest.json").read_text())["digest"] for n in OUTPUTS])
     assert digests[0] == digests[1]
+
+
+def test_nothing_is_a_dataset_before_all_that_changes_or_refuses_it_is_through(unsplit, tmp_path, monkeypatch):
+    datasets = [tmp_path / "out" / name / "manifest.json" for name in OUTPUTS if name != "quarantine"]
+    seen = []
+
+    def watched(name: str):
+        whole = getattr(stage, name)
+
+        def watch(*given):
+            seen.append((name, sum(path.exists() for path in datasets)))
+            return whole(*given)
+
+        return watch
+
+    for name in ("resolve", "audit", "refuse_failed"):
+        monkeypatch.setattr(stage, name, watched(name))
+    for _ in range(2):  # what a run before it wrote is none either
+        validate(unsplit, tmp_path)
+        assert seen == [("resolve", 0), ("audit", 0), ("refuse_failed", 0)]
+        assert all(path.exists() for path in datasets)
+        seen.clear()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == sorted(OUTPUTS)
+
+
+def test_many_cores_do_not_make_many_blocks_in_memory(monkeypatch):
+    for cores, threads in ((None, 2), (2, 3), (224, 8)):
+        monkeypatch.setattr(stage.os, "cpu_count", lambda cores=cores: cores)
+        with stage.threads_at_work() as found:
+            assert found == threads
 
 
 def test_positions_and_margins_stay_with_their_pairs_when_others_are_put_aside(options, tmp_path):

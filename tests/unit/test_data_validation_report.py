@@ -127,6 +127,20 @@ def test_a_finding_has_one_or_two_rows_to_look_at(odd, tmp_path, check, subject)
         assert example["text"] in text
 
 
+def test_a_near_duplicate_of_a_pair_that_is_held_out_is_not_called_trained_on(options, tmp_path):
+    posts = [" ".join(f"word{i}x{j}" for j in range(80)) for i in range(40)]
+    write_rows(tmp_path / "pairs.jsonl", [pair(post) for post in posts])
+    validate(options, tmp_path)
+    sides = {row["prompt"].split(" [")[0]: row["split"] for row in written(tmp_path, "preferences")}
+    for side, leaks in (("train", True), ("eval", False)):
+        near = next(post for post in posts if sides[post] == side)
+        write_rows(tmp_path / "eval.jsonl", [{"input_text": f"{p} [summary]: "} for p in (near + " x", "Another")])
+        validate(options, tmp_path)
+        found = verdict(tmp_path, "near_duplicates", "all prompts")
+        assert found["value"] > 0
+        assert ("1 or more are evaluation prompts with one that is trained on" in found["text"]) is leaks
+
+
 def test_the_page_says_what_was_read_kept_and_put_aside(odd, tmp_path):
     metrics = validate(odd, tmp_path)
     seen = page(tmp_path)

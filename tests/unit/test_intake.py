@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf.data import sources
+from rlhf.data import intake, sources
 from rlhf.data.columns import FEWEST_ROWS, LAYOUTS
 from rlhf.data.formats import Shape, Unfit, convert, own_id, parse, recognise
 from rlhf.data.intake import Intake
@@ -132,6 +133,30 @@ def test_a_column_of_annotators_counts_though_the_first_block_has_none(tmp_path,
     assert [row["annotator"] for row in convert_source(tmp_path / "a.parquet").rows] == [None, None, None, "3", "4"]
 
 
+def test_annotators_count_though_the_first_block_names_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1)
+    rows = [TRL | {"chosen": f"one {n}"} for n in range(4)]
+    rows[3] |= {"worker": "jane"}
+    files = ",".join(write_rows(tmp_path / f"{n}.jsonl", [row]) for n, row in enumerate(rows))
+    assert [row["annotator"] for row in convert_source(files).rows] == [None, None, None, "jane"]
+
+
+def test_a_source_of_unknown_shape_is_refused_before_it_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(intake, "UNKNOWN_BYTES", 1 << 14)
+    source = sources.Source(write_rows(tmp_path / "a.jsonl", [{"question": "?" * 90}] * 10_000), "preference_dataset")
+    with ThreadPoolExecutor(1) as pool, pytest.raises(DataError, match=r"a.jsonl:1: found the fields question, exp"):
+        list(Intake(source, "preferences", None).parts(pool, 2))
+    assert source.bytes_read < source.size / 10
+
+
+def test_lines_that_are_no_rows_do_not_hide_the_shape_of_those_that_follow(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(intake, "UNKNOWN_BYTES", 1 << 14)
+    read = convert_source(write_rows(tmp_path / "a.jsonl", ["?" * 90] * 1_000 + [TRL] * 5))
+    assert (read.shape, len(read.rows), len(read.quarantined)) == (Shape.TRL, 5, 1_000)
+
+
 def test_unknown_fields_are_an_error_naming_them_and_the_known_shapes(tmp_path):
     rows = ["?", {"question": "a", "answer": "b"}]
     with pytest.raises(
@@ -172,6 +197,23 @@ def test_ids_are_the_rows_own_or_of_the_content_and_never_twice_the_same(tmp_pat
     assert ids(TRL | {"chosen": "other"})[0] != [content]
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([2**64 - 1, 2**63, 7], [str(2**64 - 1), str(2**63), "7"]),
+        ([7, 2**64 - 1, 2**63], ["7", str(2**64 - 1), str(2**63)]),
+        ([3.0, None, 12.0, 0.5], ["3", None, "12", None]),
+        ([None, -3.0, float("inf"), 4.0], [None, "-3", None, "4"]),
+    ],
+)
+def test_ids_are_whole_numbers_however_they_are_kept(tmp_path, name, given, expected):
+    write_rows(tmp_path / "a.jsonl", [VERTEX | {"id": id_} for id_ in given])
+    ids = pa.array(given, pa.uint64() if 2**63 in given else pa.float64())
+    pq.write_table(pa.Table.from_pylist([VERTEX] * len(given)).append_column("id", ids), tmp_path / "a.parquet")
+    assert [row["own_id"] for row in convert_source(tmp_path / name).rows] == expected
+
+
 def test_ids_are_unique_across_blocks_and_the_same_however_blocks_are_cut(tmp_path, monkeypatch):
     path = write_rows(tmp_path / "a.jsonl", [TRL | {"rejected": f"zero {n % 50}"} for n in range(400)])
     whole = read_source(path)
@@ -196,6 +238,79 @@ def test_the_columns_of_parquet_are_read_like_lines(tmp_path):
         assert parquet.rows == lines.rows
         assert [(q["line"], q["offset"], q["reason"]) for q in parquet.quarantined] == [(101, None, "bad_choice")]
         assert json.loads(parquet.quarantined[0]["row"]) == rows[-1]
+
+
+def test_parquet_is_read_so_many_bytes_at_a_time_however_long_its_rows_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 16)
+    rows = [VERTEX | {"input_text": f"{n} " * 3_000} for n in range(100)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    same = [VERTEX | {"input_text": "The same post. " * 1_000}] * 100  # of which the file holds one
+    pq.write_table(pa.Table.from_pylist(same), tmp_path / "b.parquet")
+    source = sources.Source(str(tmp_path / "*.parquet"), "preference_dataset")
+    blocks = [piece.block() for piece in source.pieces()]
+    assert max(block.nbytes for block in blocks) < 2 << 16
+    assert len(blocks) > 20
+    assert [block.line[0].as_py() for block in blocks[:2]] == [1, 1 + len(blocks[0])]
+    assert sum(map(len, blocks)) == 200
+
+
+@pytest.mark.parametrize("damage", [{}, {"choice": None}])
+def test_a_row_of_parquet_that_is_too_long_is_put_aside_as_a_line_is(tmp_path, damage):
+    long = VERTEX | {"extra": "x" * (4 << 20)} | damage
+    short = VERTEX | {"extra": None}
+    rows = [short, long, short | {"input_text": "x y " * (1 << 18)}, long, short]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    write_rows(tmp_path / "a.jsonl", rows)
+    lines, parquet = (convert_source(tmp_path / name, "prompts") for name in ("a.jsonl", "a.parquet"))
+    for read in (lines, parquet):
+        assert [(q["line"], q["reason"], q["field"]) for q in read.quarantined] == [
+            (2, "too_long", ""),
+            (4, "too_long", ""),
+        ]
+        assert [row["line"] for row in read.rows] == [1, 3, 5]
+    assert json.loads(parquet.quarantined[0]["row"]) == long
+
+
+def test_a_dictionary_of_many_texts_does_not_make_its_rows_too_long(tmp_path):
+    rows = [VERTEX | {"input_text": f"{n} " * 10_000} for n in range(300)]
+    schema = pa.schema({**dict.fromkeys(VERTEX, pa.string()), "choice": pa.int8()})
+    schema = schema.set(0, pa.field("input_text", pa.dictionary(pa.int32(), pa.string())))
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+    assert len(convert_source(tmp_path / "a.parquet", "prompts").rows) == 300
+
+
+def chats(author: str, **more) -> list[dict]:
+    """Conversations of two and of four messages; a message of the user's, then of the assistant's."""
+    texts = ["Hi?", "Hello.", "And?", "Bye."]
+    turns = [{author: ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    return [{"messages": turns[:2], **more}, {"messages": turns, **more}]
+
+
+@pytest.mark.parametrize("kind", ["preferences", "prompts", "demonstrations"])
+def test_a_conversation_is_the_same_where_parquet_gives_every_message_every_field(tmp_path, kind):
+    candidates = {"candidate_0": "one", "candidate_1": "zero", "choice": 0}
+    rows = chats("author", **candidates)
+    inside = [{"messages": [*row["messages"][:-1], {"author": "assistant", **candidates}]} for row in chats("author")]
+    if kind == "preferences":
+        rows = [{**row, "messages": row["messages"][:-1]} for row in rows] + inside
+    for name, some in (("a", rows), ("b", inside[:1] + rows[:1])):
+        lines = convert_source(write_rows(tmp_path / f"{name}.jsonl", some), kind)
+        whole = [dict.fromkeys(candidates) | row for row in some]
+        pq.write_table(pa.Table.from_pylist(whole), tmp_path / f"{name}.parquet")
+        read = convert_source(tmp_path / f"{name}.parquet", kind)
+        origin = {"offset": None}
+        assert [row | origin for row in read.rows] == [row | origin for row in lines.rows]
+        assert [(q["line"], q["reason"]) for q in read.quarantined] == [
+            (q["line"], q["reason"]) for q in lines.quarantined
+        ]
+        assert lines.rows
+
+
+def test_messages_are_read_where_the_prompt_beside_them_is_null(tmp_path):
+    rows = [row | {"prompt": None, "chosen": None, "rejected": None} for row in chats("role")]
+    for kind in ("prompts", "demonstrations"):
+        read = convert_source(write_rows(tmp_path / "a.jsonl", rows), kind)
+        assert [row["prompt"].count("user: ") for row in read.rows] == [1, 2]
 
 
 # Damage, each of one kind
@@ -293,10 +408,10 @@ def test_ten_thousand_tiny_shards_are_read_in_order(tmp_path):
 def test_a_file_that_vanishes_after_it_was_listed_is_named(tmp_path):
     write_rows(tmp_path / "a.jsonl", [VERTEX])
     gone = write_rows(tmp_path / "b.jsonl", [VERTEX])
-    intake = Intake(sources.Source(str(tmp_path / "*.jsonl"), "preference_dataset"), "preferences", None)
+    source = sources.Source(str(tmp_path / "*.jsonl"), "preference_dataset")
     os.remove(gone)
     with pytest.raises(DataError, match=r"^preference_dataset: .*b.jsonl: was there when the files were listed"):
-        list(intake.source.pieces())
+        list(source.pieces())
 
 
 def test_rows_can_be_read_again_by_their_lines(tmp_path):

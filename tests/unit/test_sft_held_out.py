@@ -1,5 +1,6 @@
 """Demonstrations held out of fine-tuning, and what is measured on them."""
 
+import json
 import random
 import re
 
@@ -15,7 +16,7 @@ from rlhf.sft_trainer.demonstrations import split, tokenise
 from rlhf.sft_trainer.held_out import SHOWN, HeldOut
 from rlhf.tracking import read_scalars
 from tests import training
-from tests.conftest import TEXTS
+from tests.conftest import CHAT_TEMPLATE, TEXTS
 from tests.sft import TEMPLATE, answers, rows, train, write_demonstrations
 
 TAGS = {f"sft/{name}" for name in ("eval_loss", "rouge_1", "rouge_2", "rouge_l", "rouge_lsum", "ended")}
@@ -33,6 +34,18 @@ def several_of_one_prompt() -> list[dict]:
         for i in range(40)
         for n in range(3)
     ]
+
+
+def test_a_prompt_in_turns_is_the_same_as_in_text(chat_folder):
+    template = TEMPLATE.model_copy(update={"chat_template": CHAT_TEMPLATE, "special_tokens": {"bos_token": "<s>"}})
+    turns = json.dumps([{"role": "user", "content": "Number 1."}])
+    rows = [
+        {"id": "turns", "prompt": "user: Number 1.\nassistant:", "messages": turns, "completion": "my bike"},
+        {"id": "text", "prompt": "Number 1.", "messages": None, "completion": "my bike"},
+    ]
+    in_turns, in_text = tokenise(rows, template, Policy.load(chat_folder, template))
+    assert in_turns.prompt == in_text.prompt
+    assert in_turns.key == in_text.key
 
 
 def test_all_demonstrations_of_a_prompt_are_on_one_side(llama_folder):

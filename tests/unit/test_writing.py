@@ -1,6 +1,7 @@
 """What data validation says of texts themselves: private data, odd characters, languages."""
 
 import json
+import re
 
 import pytest
 
@@ -40,6 +41,26 @@ def test_private_data_is_counted_and_nowhere_shown_whole(private, tmp_path, caps
     assert page.count("j…@e…org") >= 3, "in the table, in the first prompt, in quarantine"
 
 
+def test_what_is_looked_for_is_said_and_what_is_not(options, private, tmp_path):
+    looked_for = (
+        "an e-mail address, a phone number (with +, or as it is written in North America or the UK) or a key. Names, "
+        "postal addresses and other numbers are not looked for."
+    )
+    validate(private, tmp_path)
+    text = verdict(tmp_path, "private_data", "all texts")["text"]
+    assert re.fullmatch(
+        r"4 of [\d,]+ texts looked at, .*: phone number in 3, e-mail address in 1\. "
+        + re.escape(f"Looked for: {looked_for}"),
+        text,
+    )
+    for name in ("pairs", "prompts"):
+        rows = [pair(f"Post {i}") for i in range(40)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    validate(options, tmp_path)
+    text = verdict(tmp_path, "private_data", "all texts")["text"]
+    assert re.fullmatch(r"None in [\d,]+ texts looked at\. " + re.escape(f"Looked for: {looked_for}"), text)
+
+
 def test_private_data_is_not_in_the_message_of_a_run_that_fails(private, tmp_path):
     with pytest.raises(DataError) as error:
         validate(
@@ -61,6 +82,18 @@ def test_odd_characters_are_named_with_rows_to_look_at(options, tmp_path):
     assert found["value"] == metrics["odd_characters_share"]
     assert [example["place"].rsplit(":")[-1] for example in found["examples"]] == ["1", "2"]
     assert "go⟨U+200B⟩od" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_text_with_any_odd_character_counts_whatever_its_kind(options, tmp_path):
+    odd = ["\u200b", "\ufffd", "\0", "\u200b\0"]
+    rows = [pair(f"Post {i}", f"good {i}{odd[i] if i < 4 else ''}") for i in range(40)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    metrics = validate(options, tmp_path)
+    found = verdict(tmp_path, "control_characters", "all texts")
+    of = int(re.search(r"of ([\d,]+) texts looked at", found["text"])[1])
+    assert found["value"] == metrics["odd_characters_share"] == pytest.approx(4 / of)
+    assert found["text"].startswith(f"NUL in 2, zero-width character in 2, replacement character in 1 of {of} texts")
+    assert [example["place"].rsplit(":")[-1] for example in found["examples"]] == ["1", "2"]
 
 
 def test_the_share_of_other_languages_is_of_texts_long_enough_to_tell(options, tmp_path):
