@@ -19,7 +19,12 @@ SMALL = {"train_steps": 3, "batch_size": 8, "minibatch_size": 4, "epochs": 2, "l
 RESPONSE = 10  # tokens of a completion
 
 
-class WordReward:
+class _Reward:
+    def score_each(self, prompts: Sequence[str], completions: Sequence[str]) -> tuple[list[float], dict[int, str]]:
+        return self.score(prompts, completions), {}
+
+
+class WordReward(_Reward):
     """Stands where a reward model does: pays 1 for a word. The optimum, to say it always, is known."""
 
     def __init__(self, wanted: str):
@@ -29,7 +34,7 @@ class WordReward:
         return [float(self.wanted in text.split()) for text in completions]
 
 
-class LetterReward:
+class LetterReward(_Reward):
     """Pays for the share of one letter: a reward that is hardly ever the same for two completions."""
 
     def __init__(self, letter: str = "o"):

@@ -1,6 +1,6 @@
 """Completions as they come, kept so that who starts again generates none of them twice.
 
-    <uri>/job.json            what is generated: a journal of something else is refused
+    <uri>/job.json            what is generated, written once: a journal of something else is refused
     <uri>/part-000000.jsonl   lines, each with the place of its row; never written to again
 
 A part that a killed writer left short ends in half a line, which is not read.
@@ -8,8 +8,11 @@ A part that a killed writer left short ends in half a line, which is not read.
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
 
 from rlhf.data.file_systems import file_system, redacted
 from rlhf.errors import ConfigError, DataError, TrainingError
@@ -47,14 +50,14 @@ class Journal:
         with self._told("read", DataError):
             self._fs.invalidate_cache()
             names = self._names()
-            if _JOB in names:
-                self._require_same(self._load_job(), job)
-                for name in sorted(name for name in names if name.startswith("part-")):
-                    self._read(name)
-                    self._parts = int(name[len("part-") : -len(".jsonl")]) + 1
-        with self._told("written", TrainingError):
-            self._fs.makedirs(self._folder, exist_ok=True)
-            self._fs.pipe_file(f"{self._folder}/{_JOB}", json.dumps(job).encode())
+            parts = sorted(name for name in names if name.startswith("part-"))
+            known = self._is_of(job, bool(parts))
+            for name in parts:
+                self._read(name)
+                self._parts = int(name[len("part-") : -len(".jsonl")]) + 1
+        if not known:
+            with self._told("written", TrainingError):
+                self._write_job(job)
 
     def write(self, lines: Mapping[int, Line]) -> None:
         """Keep lines by place.
@@ -79,23 +82,42 @@ class Journal:
         except FileNotFoundError:
             return []
 
-    def _load_job(self) -> Any:
-        try:
-            return json.loads(self._fs.cat_file(f"{self._folder}/{_JOB}"))
-        except ValueError:  # cut short, when no part had been written
-            return None
+    def _is_of(self, job: Mapping[str, Any], has_parts: bool) -> bool:
+        """Whether it is known to be this job's; False where a killed writer left nothing that says.
 
-    def _require_same(self, found: Any, job: Mapping[str, Any]) -> None:
-        if found is None:
-            return
-        found = found if isinstance(found, dict) else {}
+        Raises:
+            ConfigError: It is another job's, or there are completions and nothing that says whose.
+        """
+        try:
+            found = json.loads(self._fs.cat_file(f"{self._folder}/{_JOB}"))
+        except (FileNotFoundError, ValueError):
+            found = None
+        if not isinstance(found, dict):
+            if not has_parts:
+                return False
+            raise ConfigError(
+                f"{redacted(self.uri)!r}: holds completions, and no {_JOB} that can be read and says of what run; give "
+                "every run a checkpoint_dir of its own, or clear this one to start anew"
+            )
         names = sorted(name for name in found.keys() | job.keys() if found.get(name) != job.get(name))
         if names:
-            differences = "; ".join(f"{name}: {found.get(name)!r} there, {job.get(name)!r} now" for name in names)
+            differences = redacted(
+                "; ".join(f"{name}: {found.get(name)!r} there, {job.get(name)!r} now" for name in names)
+            )
             raise ConfigError(
                 f"{redacted(self.uri)!r}: holds completions of another run ({differences}); give every run a "
                 "checkpoint_dir of its own, or clear this one to start anew"
             )
+        return True
+
+    def _write_job(self, job: Mapping[str, Any]) -> None:
+        self._fs.makedirs(self._folder, exist_ok=True)
+        path, content = f"{self._folder}/{_JOB}", json.dumps(job).encode()
+        if not isinstance(self._fs, LocalFileSystem):  # an object is there as a whole or not at all
+            return self._fs.pipe_file(path, content)
+        unfinished = f"{self._folder}/.{_JOB}"
+        self._fs.pipe_file(unfinished, content)
+        os.replace(unfinished, path)
 
     def _read(self, name: str) -> None:
         for text in self._fs.cat_file(f"{self._folder}/{name}").decode(errors="replace").split("\n"):

@@ -50,7 +50,7 @@ class GRPOTrainerConfig(TrainerConfig):
         ge=0,
         lt=1,
         description="Completions without a finite grade are left out and counted; a larger share of an update's, and "
-        "more than one, ends the run. 0: one is enough.",
+        "more than those of one prompt, ends the run. 0: one is enough. Those that no grader judges do not count.",
     )
 
     # How far it may go

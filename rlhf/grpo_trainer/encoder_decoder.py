@@ -36,6 +36,8 @@ _TAGS = {
     "ppo/score": "grpo/grade/reward_model",
     "eval/reward": "eval/grade",
 }
+_SHARES = {"ppo/bad_rewards": "grpo/bad_grades", "ppo/not_judged": "grpo/not_judged"}
+"""What the loop counts, and we log as a share of the completions."""
 
 
 def ppo_options(config: GRPOTrainerConfig, template: Template) -> PPOTrainerConfig:
@@ -67,9 +69,9 @@ def renamed(scalars: dict[str, Any], batch_size: int) -> dict[str, Any]:
     """What the loop logs, by our names."""
     found = {}
     for tag, value in scalars.items():
-        if tag == "ppo/bad_rewards":
+        if tag in _SHARES:
             of = [(u, v / batch_size) for u, v in value] if isinstance(value, list) else value / batch_size
-            found["grpo/bad_grades"] = of
+            found[_SHARES[tag]] = of
         elif tag.startswith("ppo/reward/"):
             found[f"grpo/grade/{tag.removeprefix('ppo/reward/')}"] = value
         elif tag in _TAGS or tag.startswith("eval/"):
@@ -126,4 +128,5 @@ def tune(
         samples=read_lines(episodes) if processes.is_main() else [],
         examples=state.examples,
         bad_grades=state.bad_rewards,
+        not_judged=state.not_judged,
     )

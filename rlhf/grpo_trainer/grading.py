@@ -1,8 +1,9 @@
 """What an update's completions get, on every process, and what is measured of it."""
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rlhf.errors import TrainingError
 from rlhf.grpo_trainer.config import GRPOTrainerConfig
@@ -30,61 +31,70 @@ def score(rewards: Rewards, prompts: Sequence[Prompt], completions: Sequence[str
 class Update:
     """What an update's completions got, those of all processes one after the other."""
 
-    totals: list[float]
-    parts: dict[str, list[float | None]]
+    scored: Scored
     ended: list[bool]
     lengths: list[int]
-    faults: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, scored: Scored, ended: Sequence[bool], lengths: Sequence[int]) -> "Update":
         """Put the processes' shares together."""
         each = processes.gather((scored, list(ended), list(lengths)))
+        shares = [share for share, _, _ in each]
+        starts = itertools.accumulate((len(share.total) for share in shares[:-1]), initial=0)
         return cls(
-            totals=[total for part, _, _ in each for total in part.total],
-            parts={name: [g for part, _, _ in each for g in part.parts[name]] for name in scored.parts},
+            Scored(
+                total=[total for share in shares for total in share.total],
+                parts={name: [grade for share in shares for grade in share.parts[name]] for name in scored.parts},
+                faults={
+                    start + row: words
+                    for start, share in zip(starts, shares, strict=True)
+                    for row, words in share.faults.items()
+                },
+            ),
             ended=[is_end for _, part, _ in each for is_end in part],
             lengths=[length for _, _, part in each for length in part],
-            faults=[words for part, _, _ in each for words in part.faults.values()],
         )
-
-    @property
-    def bad(self) -> int:
-        return sum(not math.isfinite(total) for total in self.totals)
 
     def measures(self, group_size: int) -> dict[str, float]:
         """By name; without what is not known."""
-        known = [total for total in self.totals if math.isfinite(total)]
+        totals, parts = self.scored.total, self.scored.parts
+        known = [total for total in totals if math.isfinite(total)]
         found = {
             "grade": math.fsum(known) / len(known),
             "length": sum(self.lengths) / len(self.lengths),
             "ended": sum(self.ended) / len(self.ended),
-            "bad_grades": self.bad / len(self.totals),
-            **group_measures(self.totals, group_size),
+            "bad_grades": self.scored.bad / len(totals),
+            "not_judged": self.scored.not_judged / len(totals),
+            **group_measures(totals, group_size),
         }
-        for name, grades in self.parts.items():
+        for name, grades in parts.items():
             judged = [grade for grade in grades if grade is not None and math.isfinite(grade)]
-            if judged and len(self.parts) > 1:
+            if judged and len(parts) > 1:
                 found[f"grade/{name}"] = math.fsum(judged) / len(judged)
         return found
 
 
 def refuse_bad(config: GRPOTrainerConfig, update: Update, number: int) -> None:
-    """Say which completions got no grade, and end the run where they are too many.
+    """Say which completions got no grade because of a fault, and end the run where they are too many.
 
     Raises:
-        TrainingError: They are.
+        TrainingError: They are, or no completion got a grade.
     """
-    if not update.bad:
-        return
-    rows = len(update.totals)
-    none = ", ".join(f"{name}: {grades.count(None)} None" for name, grades in update.parts.items() if None in grades)
-    why = update.faults[0] if update.faults else none or "NaN or infinite"
-    allowed = max(1.0, config.max_bad_rewards * rows) if config.max_bad_rewards else 0
-    if update.bad > allowed or update.bad == rows:
+    scored, rows = update.scored, len(update.scored.total)
+    bad = scored.bad
+    none = ", ".join(f"{name}: {grades.count(None)} None" for name, grades in scored.parts.items() if None in grades)
+    why = next(iter(scored.faults.values()), none or "NaN or infinite")
+    # All completions of a prompt may have its fault.
+    allowed = max(config.group_size, config.max_bad_rewards * rows) if config.max_bad_rewards else 0
+    if bad > allowed:
         raise TrainingError(
-            f"update {number}: {update.bad} of {rows} completions got no finite grade ({why}); more than "
+            f"update {number}: {bad} of {rows} completions got no finite grade ({why}); more than "
             f"max_bad_rewards ({config.max_bad_rewards:g}) allows: mend the grader, or raise it"
         )
-    if processes.is_main():
-        say(STAGE, f"warning: update {number}: {update.bad} of {rows} completions left out: {why}")
+    if bad + scored.not_judged == rows:
+        raise TrainingError(
+            f"update {number}: {rows} of {rows} completions got no finite grade ({why}), so there is nothing to learn "
+            "from; let a grader judge some of every update: see that prompts have what it judges by, such as references"
+        )
+    if bad and processes.is_main():
+        say(STAGE, f"warning: update {number}: {bad} of {rows} completions left out: {why}")

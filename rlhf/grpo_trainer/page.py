@@ -108,6 +108,8 @@ def _verdict(metrics: Mapping[str, float], seen: Mapping[str, Series], alarms: S
     ):
         if count := metrics.get(key):
             reasons.append((False, f"{count:,} {text}."))
+    if count := metrics.get("not_judged"):
+        reasons.append((None, f"{count:,} completions were judged by no grader and left out."))
     if cut := metrics.get("prompts_cut"):
         reasons.append((None, f"{percent(cut)} of the prompts are longer than prompt_sequence_length and were cut."))
     reasons.append((None, "A grade says what the grader rewards: read the completions, and try it with `rlhf grade`."))

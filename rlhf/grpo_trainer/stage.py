@@ -44,8 +44,9 @@ def run(
         updates, completions, grade_before and grade_after (means of the first and the last updates' completions),
         no_signal (share of groups whose completions all got one grade) and spread (mean standard deviation within
         groups) of the last updates, kl (nats a completion from the policy started from), ended (share of completions
-        that stopped by themselves), bad_grades, skipped_steps, alarms, prompts_cut; with prompts held out,
-        held_out_before and held_out_after (mean grades). Empty on all processes but the first.
+        that stopped by themselves), bad_grades and not_judged (completions left out because of a fault, and because no
+        grader judges them), skipped_steps, alarms, prompts_cut; with prompts held out, held_out_before and
+        held_out_after (mean grades). Empty on all processes but the first.
 
     Raises:
         ConfigError: There is neither a grader nor a reward model, a grader cannot be loaded, options do not fit each
@@ -84,7 +85,7 @@ def run(
         if scorer is not None and scorer.card is not None:
             scorer.card.require_template(template, reward_model)
         rewards = Rewards(scorer, config.reward_model_weight, graders)
-        ready, cut = read_prompts(rows, template, actor)
+        ready, cut = read_prompts(rows, template, actor, scorer)
         training, held_out = split_prompts(ready, config.held_out_prompts)
         if processes.is_main():
             say(
@@ -163,6 +164,7 @@ def _summary(tuned: Any, config: GRPOTrainerConfig, raised: int) -> dict[str, fl
         "spread": late_mean(history["grpo/spread"]),
         "ended": late_mean(history["grpo/ended"]),
         "bad_grades": tuned.bad_grades,
+        "not_judged": tuned.not_judged,
         "skipped_steps": tuned.skipped_steps,
         "alarms": raised,
     }

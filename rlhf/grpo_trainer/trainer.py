@@ -51,6 +51,7 @@ class Tuned:
     examples: list[dict[str, Any]] = field(default_factory=list)
     """The same of held-out prompts, with `prompt`."""
     bad_grades: int = 0
+    not_judged: int = 0
 
 
 class _Logged:
@@ -142,7 +143,7 @@ def tune(
         "grad_norm": "grpo/gradient_norm",
         "step_time": "grpo/seconds",
     }
-    names = ["grade", "length", "ended", "bad_grades", "spread", "no_signal"]
+    names = ["grade", "length", "ended", "bad_grades", "not_judged", "spread", "no_signal"]
     parts = [*(["reward_model"] if rewards.reward_model is not None else []), *rewards.functions]
     names += [f"grade/{name}" for name in parts]
     tags |= {f"own/{name}": f"grpo/{name}" for name in names}
@@ -168,8 +169,9 @@ def tune(
             log_metric(f"own/{name}", value)
         if (number - 1) % config.sample_every == 0 or number == config.train_steps:
             _keep_samples(trainer, number, asked, said, scored.total)
-        if update.bad:
-            trainer.state.log_history.append({"step": number, "bad_grades": update.bad})
+        left_out = {"bad_grades": update.scored.bad, "not_judged": update.scored.not_judged}
+        if any(left_out.values()):
+            trainer.state.log_history.append({"step": number, **left_out})
         return [
             total - config.missing_eos_penalty * (not end) if math.isfinite(total) else None
             for total, end in zip(scored.total, ended, strict=True)
@@ -205,7 +207,8 @@ def tune(
         history=state.history,
         samples=[row for entry in log for row in entry.get("samples", ())],
         examples=[*said.get(0, ()), *(row for entry in log for row in entry.get(_SAID, ()))],
-        bad_grades=sum(entry["bad_grades"] for entry in log if "bad_grades" in entry),
+        bad_grades=sum(entry.get("bad_grades", 0) for entry in log),
+        not_judged=sum(entry.get("not_judged", 0) for entry in log),
     )
 
 

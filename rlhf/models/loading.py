@@ -43,6 +43,8 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
+SAMPLES_OF_WEIGHTS, SAMPLE_BYTES = 64, 4096  # of each file, where one model is told from another
+
 
 class Kind(StrEnum):
     CAUSAL = "causal"
@@ -122,9 +124,11 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this model from another for a run that goes on from a checkpoint."""
+        """What tells this model from another for a run that goes on from a checkpoint, wherever the model lies."""
         if self.card is None or self.card.kind == "base":
-            return self.base
+            if os.path.isdir(self.weights):
+                return _content_of(self.weights)
+            return _commit_of(self.weights)
         return hashlib.sha256(self.card.model_dump_json().encode()).hexdigest()[:16]
 
     @property
@@ -135,6 +139,36 @@ class Source:
     def in_4_bits(self) -> bool:
         """Whether the adapter was trained on a base held in 4 bits."""
         return self.adapter is not None and self.card is not None and self.card.base_in_4_bits
+
+
+def _content_of(folder: str) -> str:
+    """What tells a folder's model from another: its config, and names, sizes and samples of its weights.
+
+    To read all of them would take minutes, and another training moves nearly every number.
+    """
+    found = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.name == "config.json":
+            found.update(path.read_bytes())
+        elif path.suffix == ".safetensors":
+            size = path.stat().st_size
+            found.update(f"{path.name} {size} ".encode())
+            with path.open("rb") as file:
+                for i in range(SAMPLES_OF_WEIGHTS):
+                    file.seek(size * i // SAMPLES_OF_WEIGHTS)
+                    found.update(file.read(SAMPLE_BYTES))
+    return found.hexdigest()[:16]
+
+
+def _commit_of(model_id: str) -> str:
+    """A Hugging Face id with the commit that is loaded; alone where that cannot be had, and so no model either."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return f"{model_id}@{Path(hf_hub_download(model_id, 'config.json')).parent.name}"
+    except (EntryNotFoundError, OSError, ValueError):  # whoever loads the model says what is wrong with it
+        return model_id
 
 
 def load_config(path: str, **changes: Any) -> PretrainedConfig:

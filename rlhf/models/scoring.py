@@ -1,5 +1,6 @@
 """A reward model: scores of prompt and response."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -12,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf.data.template import Template
-from rlhf.errors import ModelError
+from rlhf.errors import DataError, ModelError
 from rlhf.models import adapting
 from rlhf.models.batching import by_length
 from rlhf.models.card import ModelCard
@@ -160,6 +161,25 @@ class RewardModel:
         Raises:
             ModelError: The two do not fit the model's positions.
         """
+        encoded = self._encode(prompt, completion)
+        if len(encoded["input_ids"]) > self.max_length:
+            raise ModelError(
+                f"reward model: a prompt and completion of {len(encoded['input_ids'])} tokens do not fit its "
+                f"{self.max_length} positions; lower prompt_sequence_length, or take a model with more"
+            )
+        return encoded
+
+    def require_room(self, row_id: str, prompt: str, response_length: int) -> None:
+        """Raises DataError: a row's rendered prompt leaves no room for a completion of that many tokens."""
+        taken, room = len(self._encode(prompt, "")["input_ids"]), self.max_length - response_length
+        if taken > room:
+            raise DataError(
+                f"prompts: row {row_id!r} has {taken} tokens, expected {room} at most: the reward model has "
+                f"{self.max_length} positions and a completion takes {response_length}; lower prompt_sequence_length "
+                "or target_sequence_length, or take a reward model with more positions"
+            )
+
+    def _encode(self, prompt: str, completion: str) -> dict[str, list[int]]:
         if self.kind is Kind.CAUSAL:
             eos = self.tokenizer.eos_token_id
             head = self._encode_prompt(prompt)
@@ -174,11 +194,6 @@ class RewardModel:
             prompt = self.template.without_control_tokens(prompt)
             encoded = dict(encode_text(self.tokenizer, prompt.strip(), completion.strip()))
             encoded.pop("attention_mask", None)
-        if len(encoded["input_ids"]) > self.max_length:
-            raise ModelError(
-                f"reward model: a prompt and completion of {len(encoded['input_ids'])} tokens do not fit its "
-                f"{self.max_length} positions; lower prompt_sequence_length, or take a model with more"
-            )
         return encoded
 
     def count_tokens(self, prompt: str) -> int:
@@ -218,9 +233,24 @@ class RewardModel:
 
         Args:
             on_batch: Called after each batch with the pairs scored so far.
+
+        Raises:
+            ModelError: One does not fit the model's positions.
         """
         rows = [self.encode(p, c) for p, c in zip(prompts, completions, strict=True)]
         return self.score_encoded(rows, batch_size, on_batch)
+
+    def score_each(self, prompts: Sequence[str], completions: Sequence[str]) -> tuple[list[float], dict[int, str]]:
+        """The same, and why a row has none, in words: its score is NaN where it does not fit the model's positions."""
+        rows: dict[int, dict[str, list[int]]] = {}
+        faults: dict[int, str] = {}
+        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            try:
+                rows[i] = self.encode(prompt, completion)
+            except ModelError as error:
+                faults[i] = str(error)
+        found = dict(zip(rows, self.score_encoded(list(rows.values())), strict=True))
+        return [found.get(i, math.nan) for i in range(len(prompts))], faults
 
     @torch.inference_mode()
     def score_encoded(

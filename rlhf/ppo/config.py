@@ -66,7 +66,8 @@ class PPOTrainerConfig(TrainerConfig):
         ge=0,
         lt=1,
         description="Episodes whose reward is not a finite number are left out and counted; a larger share of an "
-        "update's, and more than one, ends the run. 0: one is enough.",
+        "update's, and more than those of one prompt, ends the run. 0: one is enough. Those that nothing judges do not "
+        "count.",
     )
 
     # How far it may go

@@ -272,7 +272,7 @@ class Learner:
             self._zero.load_state(self.networks.named_parameters(), tensors)
         else:
             self._load_tensors(tensors)
-        # Not all of the schedule's state: it has a rate for each group, of which another number of processes has others.
+        # Not all of the schedule's state: it has a rate for each group, and other processes may have other groups.
         self.schedule.last_epoch = rest["updates"]
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate_factor(self.config, rest["updates"])

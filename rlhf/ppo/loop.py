@@ -46,6 +46,7 @@ class RunState:
     kl_coeff: float = 0.0
     rewards: "RewardScale" = field(default_factory=lambda: RewardScale())
     bad_rewards: int = 0
+    not_judged: int = 0
     stopped_early: bool = False
     history: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -153,7 +154,7 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
             episodes = [Episode(prompts[i].ids, responses[i]) for i in kept]
             rollout = learner.estimate(episodes, scaled, state.kl_coeff, [i // config.group_size for i in kept])
         with clock.phase("optimise"):
-            learning_rate = learner.schedule.get_last_lr()[0]
+            learning_rate = learner.optimizer.param_groups[0]["lr"]
             trained = learner.improve(rollout, update)
         scalars = describe(rollout, scored, kept, policy.eos, state.kl_coeff)
         if config.advantage == "gae":
@@ -202,6 +203,7 @@ def summary(state: RunState, config: PPOTrainerConfig, skipped_steps: int) -> di
         "reward_after": late_mean(history["ppo/reward"]),
         "ended": history["ppo/ended"][-1][1],
         "bad_rewards": state.bad_rewards,
+        "not_judged": state.not_judged,
         "skipped_steps": skipped_steps,
         "alarms": len(state.alarms),
     }
@@ -271,7 +273,8 @@ def describe(rollout: Rollout, scored: Scored, kept: Sequence[int], eos: int, kl
         "reward": total.mean().item(),
         "ppo/reward": total.mean().item(),
         "ppo/reward_std": total.std(correction=0).item(),
-        "ppo/bad_rewards": len(scored.total) - len(kept),
+        "ppo/bad_rewards": scored.bad,
+        "ppo/not_judged": scored.not_judged,
         "ppo/entropy": -maths.masked_mean(rollout.log_probs, mask).item(),
         "ppo/length": mask.sum(1).mean().item(),
         "ppo/ended": sum(episode.response[-1] == eos for episode in rollout.episodes) / len(kept),
@@ -349,13 +352,20 @@ def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, run: Run)
     """Episodes of the next update whose reward is known."""
     update = state.update + 1
     kept = [i for i, value in enumerate(scored.total) if math.isfinite(value)]
-    bad = len(scored.total) - len(kept)
+    bad, rows = scored.bad, len(scored.total)
     state.bad_rewards += bad
-    allowed = max(1.0, config.max_bad_rewards * len(scored.total)) if config.max_bad_rewards else 0
-    if bad > allowed or not kept:
+    state.not_judged += scored.not_judged
+    # All episodes of a prompt may have its fault.
+    allowed = max(config.group_size, config.max_bad_rewards * rows) if config.max_bad_rewards else 0
+    if bad > allowed:
         raise TrainingError(
-            f"update {update}: {bad} of {len(scored.total)} episodes have no finite reward ({_culprits(scored)}); more "
-            f"than max_bad_rewards ({config.max_bad_rewards:g}) allows: mend what rewards them, or raise it"
+            f"update {update}: {bad} of {rows} episodes have no finite reward ({_culprits(scored)}); more than "
+            f"max_bad_rewards ({config.max_bad_rewards:g}) allows: mend what rewards them, or raise it"
+        )
+    if not kept:
+        raise TrainingError(
+            f"update {update}: {rows} of {rows} episodes have no finite reward ({_culprits(scored)}), so there is "
+            "nothing to learn from; see that a reward function judges one of every update at least"
         )
     if scored.faults and processes.is_main():
         say(

@@ -125,6 +125,8 @@ def _reasons(metrics: Mapping[str, float], seen: Mapping[str, Series]) -> list[t
     ):
         if count := metrics.get(key):
             said.append((False, f"{count:,} {text}."))
+    if count := metrics.get("not_judged"):
+        said.append((None, f"{count:,} episodes were judged by nothing and left out."))
     if cut := metrics.get("prompts_cut"):
         said.append((None, f"{percent(cut)} of the prompts are longer than prompt_sequence_length and were cut."))
     said.append((None, "Whether people would agree that it got better, the evaluator's report says."))

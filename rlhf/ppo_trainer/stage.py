@@ -40,7 +40,8 @@ def run(
     Returns:
         updates, episodes, reward_before and reward_after (mean reward of the first and the last updates' episodes), kl
         (nats a completion between the tuned policy and the reference), ended (share of completions that stopped by
-        themselves), bad_rewards, skipped_steps, alarms, prompts_cut. Empty on all processes but the first.
+        themselves), bad_rewards and not_judged (episodes left out because of a fault, and because nothing judges them),
+        skipped_steps, alarms, prompts_cut. Empty on all processes but the first.
 
     Raises:
         ConfigError: Options do not fit each other or the model, the checkpoint is another run's, or DeepSpeed is asked
@@ -87,7 +88,7 @@ def run(
             if scorer.card is not None:
                 scorer.card.require_template(template, reward_model)
         rewards = Rewards(scorer, config.reward_model_weight, functions)
-        ready, cut = read_prompts(rows, template, actor)
+        ready, cut = read_prompts(rows, template, actor, scorer)
         training, held_out = split_prompts(ready, config.held_out_prompts)
         if processes.is_main():
             say(

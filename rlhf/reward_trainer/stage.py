@@ -244,7 +244,7 @@ def _measure(model: Any, pairs: Sequence[Any], batch_size: int) -> dict[str, flo
 
 
 def _score_seen(model: Any, pairs: Sequence[Any], batch_size: int) -> list[tuple[int, float, float]]:
-    """Prompts' keys and scores of pairs that were trained on, less those that are not finite: their steps were skipped."""
+    """Prompts' keys and scores of pairs trained on, less those that are not finite, whose steps were skipped."""
     scored = model.score_encoded([pair.chosen for pair in pairs] + [pair.rejected for pair in pairs], batch_size)
     rows = zip((pair.key for pair in pairs), scored[: len(pairs)], scored[len(pairs) :], strict=True)
     return [row for row in rows if all(map(math.isfinite, row[1:]))]

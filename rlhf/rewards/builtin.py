@@ -171,6 +171,7 @@ BUILTINS: dict[str, Callable[..., Grader]] = {
 BY_STAGE: Mapping[str, Mapping[str, type]] = {"reward_model": {"model": str}}
 """{name: {option: its type}}, all of them required. `reward_model` is the score of a model folder from reward_trainer,
 or of any sequence classifier with one label."""
+EMBEDDED_AT_ONCE = 16  # texts in one forward pass, for a grader has its memory_gb
 INSULTS = ["idiot", "idiots", "moron", "morons", "stupid", "dumb", "scum", "bastard", "bitch", "whore", "fuck", "shit"]
 
 
@@ -260,12 +261,16 @@ def _embedder(name: str) -> Callable[[list[str]], Any]:
 
     tokenizer, model = AutoTokenizer.from_pretrained(name), AutoModel.from_pretrained(name, use_safetensors=True).eval()
 
-    def embed(texts: list[str]) -> Any:
+    def mean_states(texts: list[str]) -> Any:
         encoded = tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
         with torch.inference_mode():
             states = model(**encoded).last_hidden_state
         mask = encoded["attention_mask"][:, :, None]
-        means = (states * mask).sum(1) / mask.sum(1)
+        return (states * mask).sum(1) / mask.sum(1)
+
+    def embed(texts: list[str]) -> Any:
+        starts = range(0, len(texts), EMBEDDED_AT_ONCE)
+        means = torch.cat([mean_states(texts[start : start + EMBEDDED_AT_ONCE]) for start in starts])
         return torch.nn.functional.normalize(means, dim=1)
 
     return embed

@@ -13,7 +13,7 @@ from rlhf.rewards.groups import Grader
 class Scorer(Protocol):
     """A reward model, such as `rlhf.models.scoring.RewardModel`."""
 
-    def score(self, prompts: list[str], completions: list[str]) -> list[float]: ...
+    def score_each(self, prompts: list[str], completions: list[str]) -> tuple[list[float], dict[int, str]]: ...
 
 
 @dataclass
@@ -24,6 +24,16 @@ class Scored:
     parts: dict[str, list[float | None]]  # before their weights, by name; None where a function does not judge
     faults: dict[int, str] = field(default_factory=dict)
     """What was wrong with rows, in words; their total is NaN."""
+
+    @property
+    def bad(self) -> int:
+        """Rows whose total is no finite number, though something judged them."""
+        return sum(not math.isfinite(total) for total in self.total) - self.not_judged
+
+    @property
+    def not_judged(self) -> int:
+        """Rows that no part judged: they earn nothing, and nothing is wrong with them."""
+        return sum(all(grade is None for grade in row) for row in zip(*self.parts.values(), strict=True))
 
 
 class Rewards:
@@ -71,7 +81,7 @@ class Rewards:
         parts: dict[str, list[float | None]] = {}
         faults: dict[int, str] = {}
         if self.reward_model is not None:
-            parts["reward_model"] = list(self.reward_model.score(texts, completions))
+            parts["reward_model"], faults = self.reward_model.score_each(texts, completions)
         said = [
             completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
             for prompt, completion in zip(prompts, completions, strict=True)
@@ -83,6 +93,9 @@ class Rewards:
             rendered = function.reads_rendered
             parts[name] = function.grade(texts if rendered else prompts, completions if rendered else said, columns)
             faults = function.faults | faults
+        if ids := columns.get("id"):
+            named = ((row, words, f" (id {ids[row]!r})") for row, words in faults.items())
+            faults = {row: words if "(id " in words else words + name for row, words, name in named}
         weights = list(self.weights.values())
         return Scored([weighted_sum(weights, row) for row in zip(*parts.values(), strict=True)], parts, faults)
 

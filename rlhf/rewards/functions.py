@@ -25,7 +25,8 @@ LOAD_SECONDS = 600.0  # for imports and whatever model the function's module loa
 WATCH_SECONDS = 0.25  # between two looks at what a function takes
 MOST_PROCESSES = 64  # that a function may have running
 PRINTED_BYTES = 64 * 1024  # of what it prints that are passed on
-MOST_ROWS_THAT_END_IT = 3  # in one run, before it is the function that is at fault
+ROWS_OF_A_CALL = 64  # at most, whoever asks: what a function may take of time and memory is meant for so many
+MOST_ROWS_THAT_END_IT = 8  # in one call, before it is the function that is at fault
 
 
 class FunctionReward:
@@ -42,7 +43,6 @@ class FunctionReward:
         self.config = config
         self.faults: dict[int, str] = {}
         """What was wrong with rows of the last batch that have NaN for want of a reward."""
-        self._rows_that_ended_it = 0
         self._scratch = Path(tempfile.mkdtemp(prefix="grader-"))
         try:
             self._file = self._fetched()
@@ -93,7 +93,7 @@ class FunctionReward:
         completions: Sequence[str | list[dict[str, str]]],
         columns: Mapping[str, Sequence[Any]],
     ) -> list[float | None]:
-        """Call `fn(prompts=..., completions=..., **columns)`.
+        """Call `fn(prompts=..., completions=..., **columns)`, with `ROWS_OF_A_CALL` rows at most, as often as it takes.
 
         A row that it raises for, hangs at, ends its process with, or gives no number for, has NaN, and its words are in
         `faults`.
@@ -111,10 +111,17 @@ class FunctionReward:
         batch = {"prompts": list(prompts), "completions": list(completions), **columns}
         rows = len(batch["completions"])
         self.faults = {}
-        try:
-            rewards, faults = self._call(batch, self.config.timeout_seconds)
-        except _Ended as ended:
-            rewards, faults = self._search(batch, ended)
+        rewards: list[float | None] = []
+        faults: dict[int, str] = {}
+        calls = max(1, -(-rows // ROWS_OF_A_CALL))
+        for i in range(calls):  # of one size, for what all rows of a small one have is no longer their own fault
+            start, part = len(rewards), _rows_of(batch, range(rows * i // calls, rows * (i + 1) // calls))
+            try:
+                found, found_faults = self._call(part, self.config.timeout_seconds)
+            except _Ended as ended:
+                found, found_faults = self._search(part, ended)
+            rewards += found
+            faults |= {start + row: words for row, words in found_faults.items()}
         ids = columns.get("id")
         self.faults = {
             row: f"{self.config.words}: {words}" + (f" (id {ids[row]!r})" if ids and "(id " not in words else "")
@@ -152,41 +159,42 @@ class FunctionReward:
         return self._receive(seconds, f"a call with {len(batch['completions'])} completions", TrainingError)
 
     def _search(self, batch: dict[str, Any], ended: "_Ended") -> tuple[list[float | None], dict[int, str]]:
-        """Grade again in halves, in new processes, to find the one row that ended the last one.
+        """Grade again in halves, each half that fails in halves of its own, to find the rows that end the process.
 
         Raises:
-            TrainingError: It is not one row, or it was one too often.
+            TrainingError: They are all rows, or too many.
         """
         rows = len(batch["completions"])
-        self._rows_that_ended_it += 1
-        if rows == 1 or not ended.may_be_a_row or self._rows_that_ended_it > MOST_ROWS_THAT_END_IT:
-            raise ended.error
+        most = min(MOST_ROWS_THAT_END_IT, rows - 1)
         rewards: list[float | None] = [None] * rows
         faults: dict[int, str] = {}
-        suspects = range(rows)
-        why = ended
-        while len(suspects) > 1:
-            middle = len(suspects) // 2
-            bad: range | None = None
-            for half in (suspects[:middle], suspects[middle:]):
-                part = {name: list(values[half.start : half.stop]) for name, values in batch.items()}
-                try:
+        bad = 0
+        suspects = [(range(rows), ended.words)]
+        while suspects:
+            if not ended.may_be_a_row or bad + len(suspects) > most:
+                raise ended.error
+            part, words = suspects.pop()
+            if len(part) == 1:
+                bad += 1
+                rewards[part.start] = math.nan
+                faults[part.start] = f"{words} for row {part.start + 1} of {rows}"
+                continue
+            middle = len(part) // 2
+            for half in (part[:middle], part[middle:]):
+                if self._process.returncode is not None:
                     self._restart()
-                    found, found_faults = self._call(part, max(1.0, self.config.timeout_seconds * len(half) / rows))
+                seconds = max(1.0, self.config.timeout_seconds * len(half) / rows)
+                try:
+                    found, found_faults = self._call(_rows_of(batch, half), seconds)
                 except _Ended as again:
-                    if bad is not None:
-                        raise ended.error from None
-                    bad, why = half, again
-                    continue
-                rewards[half.start : half.stop] = found
-                faults |= {half.start + row: words for row, words in found_faults.items()}
-            if bad is None:  # it does now
-                return rewards, faults
-            suspects = bad
-        (row,) = suspects
-        rewards[row] = math.nan
-        faults[row] = f"{why.words} for row {row + 1} of {rows}"
-        self._restart()
+                    suspects.append((half, again.words))
+                except TrainingError as error:  # it raises for all of the half, which may be a single row
+                    suspects.append((half, self._cause(error)))
+                else:
+                    rewards[half.start : half.stop] = found
+                    faults |= {half.start + row: words for row, words in found_faults.items()}
+        if self._process.returncode is not None:
+            self._restart()
         return rewards, faults
 
     def _restart(self) -> None:
@@ -228,6 +236,8 @@ class FunctionReward:
                 ended.may_be_a_row = not closed_before
             raise ended
         answer = json.loads(line)
+        if "raised" in answer:  # and its rows are graded one by one now
+            return self._receive(seconds, f"{during}, one by one after the function {answer['raised']}", kind)
         if "error" in answer:
             raise self._error(kind, answer["error"])
         return answer["rewards"], {int(row): words for row, words in answer["faults"].items()}
@@ -239,6 +249,8 @@ class FunctionReward:
             for process in processes:
                 with contextlib.suppress(psutil.Error):
                     total += process.memory_info().rss
+            if total > self.config.memory_gb * 1e9:  # the kernel takes its time to say what they share
+                total = sum(map(_own_memory, processes))
             if total > self.config.memory_gb * 1e9:
                 taken.append(f"it took {total / 1e9:.2g} GB, more than its memory_gb ({self.config.memory_gb:g})")
             elif len(processes) > MOST_PROCESSES:
@@ -268,6 +280,11 @@ class FunctionReward:
     def _ended(self, kind: type[RlhfError], what: str, words: str) -> Exception:
         error = self._error(kind, what)
         return _Ended(error, words) if kind is TrainingError else error
+
+    def _cause(self, error: TrainingError) -> str:
+        """What went wrong, without what was expected."""
+        said = str(error).removeprefix(f"{self.config.words}: ")
+        return said.rpartition(", expected ")[0] or said
 
     def _error(self, kind: type[RlhfError], what: str) -> RlhfError:
         return kind(" ".join(f"{self.config.words}: {what}".split()))
@@ -299,6 +316,19 @@ def read_source(config: RewardFunction) -> str:
         raise ConfigError(
             f"{config.words}: cannot be read ({type(error).__name__}: {reason}); give a path or URI that can be"
         ) from error
+
+
+def _rows_of(batch: Mapping[str, Sequence[Any]], rows: range) -> dict[str, list[Any]]:
+    return {name: list(values[rows.start : rows.stop]) for name, values in batch.items()}
+
+
+def _own_memory(process: psutil.Process) -> int:
+    """Bytes that a process takes; on Linux, of pages that it shares with others, such as its parent, its part alone."""
+    for look in (process.memory_full_info, process.memory_info):  # the first is not always allowed
+        with contextlib.suppress(psutil.Error):
+            taken = look()
+            return getattr(taken, "pss", taken.rss)
+    return 0
 
 
 def _below(pid: int, itself: bool = False) -> list[psutil.Process]:

@@ -87,7 +87,8 @@ class ModelGrader:
             self._model.card.require_template(template, config.options["model"])
 
     def grade(self, prompts: Prompts, completions: Prompts, columns: Mapping[str, Sequence[Any]]) -> list[float | None]:
-        return list(self._model.score(list(prompts), list(completions)))
+        scores, self.faults = self._model.score_each(list(prompts), list(completions))
+        return scores
 
     def close(self) -> None:
         del self._model

@@ -11,14 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tenacity import (
-    RetryCallState,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    stop_after_delay,
-    wait_exponential,
-)
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from rlhf.data.file_systems import redacted
 from rlhf.errors import ConfigError, TrainingError
@@ -42,16 +35,21 @@ class ServiceGrader:
     def __init__(self, config: RewardFunction):
         """
         Raises:
-            ConfigError: The variable that is to hold the key is not set.
+            ConfigError: The variable that is to hold the key is not set, or holds what no header can.
         """
         self.config = config
         self.faults: dict[int, str] = {}
         self._where = redacted(config.http)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if config.api_key_env:
-            key = os.environ.get(config.api_key_env)
+            key = os.environ.get(config.api_key_env, "").strip()
             if not key:
                 raise ConfigError(f"{config.words}: api_key_env: the variable {config.api_key_env} is not set")
+            if not key.isascii() or not key.isprintable():
+                raise ConfigError(
+                    f"{config.words}: api_key_env: the variable {config.api_key_env} has characters that no key has, "
+                    "expected the key alone"
+                )
             self._headers["Authorization"] = f"Bearer {key}"
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix=config.name)
         # A redirect would take the key to another host.
@@ -102,9 +100,8 @@ class ServiceGrader:
         return math.nan
 
     def _ask(self, body: bytes, rows: int, first: Any) -> list[Any]:
-        tries, seconds = self.config.retries + 1, self.config.timeout_seconds
         again = Retrying(
-            stop=stop_after_attempt(tries) | stop_after_delay(seconds * tries),
+            stop=stop_after_attempt(self.config.retries + 1),
             wait=_wait,
             retry=retry_if_exception(lambda error: isinstance(error, _NoGrades) and error.passing),
             reraise=True,

@@ -1,11 +1,12 @@
 """The process that a reward function runs in: `python -m rlhf.rewards.worker SOCKET JSON`.
 
 It answers each line of JSON on the socket with one: {"rewards": [...], "faults": {row: words}}, or {"error": "..."} in
-words for the user. JSON and not pickle, so that nothing a function returns is run by the process that trains. What it
-prints goes to the process that started it.
+words for the user; and before that with {"raised": "..."} where it goes on to grade row by row. JSON and not pickle, so
+that nothing a function returns is run by the process that trains. What it prints goes to the process that started it.
 """
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -160,11 +161,19 @@ def said(error: BaseException, file: str) -> str:
     return f"{message} at {theirs[-1].filename}:{theirs[-1].lineno}" if theirs else message
 
 
+def _leave(channel: socket.socket) -> None:
+    # Not close(), which waits for the file that was made of it.
+    with contextlib.suppress(OSError):  # a child's child
+        os.close(channel.detach())
+
+
 def main() -> None:
     descriptor, settings = sys.argv[1:]
     how = json.loads(settings)
     channel = socket.socket(fileno=int(descriptor))
-    channel.set_inheritable(False)  # so that what the function starts does not keep it open
+    # What the function starts must not keep it open: whoever waits would not see that this process has ended.
+    channel.set_inheritable(False)
+    os.register_at_fork(after_in_child=lambda: _leave(channel))
     sandbox.enter(how["memory_bytes"], how["network"])
 
     def answer(**content: Any) -> None:
@@ -192,6 +201,7 @@ def main() -> None:
                     outside = traceback.extract_tb(error.__traceback__)[-1].filename == __file__
                     if isinstance(error, Unusable) or outside or len(batch["completions"]) < 2:
                         raise
+                    answer(raised=f"raised {said(error, file)}")
                     rewards, faults = call_apart(function, runner, batch, file)
                 answer(rewards=rewards, faults=faults)
             except Unusable as error:

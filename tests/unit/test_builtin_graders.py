@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from transformers import BertModel
 
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, ModelError, TrainingError
@@ -184,6 +185,17 @@ def test_similarity_by_an_encoder_is_the_cosine_of_mean_states(made, bert_folder
     assert swapped == pytest.approx(other, abs=1e-5)
 
 
+def test_an_encoder_reads_some_texts_at_a_time(bert_folder, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(builtin, "EMBEDDED_AT_ONCE", 2)
+    forward = BertModel.forward
+    monkeypatch.setattr(BertModel, "forward", lambda *a, **b: sizes.append(len(b["input_ids"])) or forward(*a, **b))
+    texts = ["my brother", "sold my guitar on monday", "should i sue", "my boss", "my bike"]
+    found = grades("similarity", texts, {"model": str(bert_folder)}, reference=texts)
+    assert found == pytest.approx([1.0] * 5, abs=1e-5)
+    assert sizes == [2, 2, 1] * 2
+
+
 def test_an_encoder_that_is_not_there_is_named_before_anything_is_graded(made, tmp_path):
     with pytest.raises(ConfigError, match=rf"grader similarity: cannot be made: OSError: .*{tmp_path}/nowhere"):
         made({"builtin": "similarity", "options": {"model": f"{tmp_path}/nowhere"}})
@@ -204,6 +216,10 @@ def test_a_reward_model_gives_the_scores_that_it_gives_elsewhere(bert_folder, tm
     expected = [score - 2.5 for score in model.score(texts, said)]
     assert scored.parts["reward_model"] == pytest.approx(expected, abs=1e-4), "of the rendered prompts"
     assert scored.total == pytest.approx([2 * score for score in expected], abs=1e-4)
+    long = rewards.score(texts, messages, [said[0], "boss " * 600], {"id": ["a", "b"]})
+    assert long.total[0] == pytest.approx(scored.total[0], abs=1e-4)
+    assert math.isnan(long.total[1])
+    assert "do not fit its 512 positions" in long.faults[1]
     with pytest.raises(ModelError, match="template"):
         make_grader(config, Template(suffix="Summary:"))
 

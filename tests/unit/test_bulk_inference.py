@@ -181,6 +181,34 @@ def test_completions_of_another_run_are_refused(prompts, llama_folder, monkeypat
         answers(prompts, llama_folder, checkpoint_dir=kept, temperature=0.0)
 
 
+def test_what_a_journal_is_of_is_written_once_and_whole(tmp_path):
+    uri, file = str(tmp_path / "kept"), tmp_path / "kept/job.json"
+    Journal(uri, {"seed": 1}).write({0: {"id": "a"}})
+    written = file.stat()
+    assert Journal(uri, {"seed": 1}).lines == {0: {"id": "a"}}
+    assert (file.stat().st_ino, file.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["job.json", "part-000000.jsonl"]
+
+
+@pytest.mark.parametrize("found", ['{"se', "", "7", None])
+def test_completions_of_nobody_knows_what_run_are_refused(found, tmp_path):
+    uri, file = str(tmp_path / "kept"), tmp_path / "kept/job.json"
+    Journal(uri, {"seed": 1}).write({0: {"id": "a"}})
+    file.unlink() if found is None else file.write_text(found)
+    with pytest.raises(ConfigError, match=r"kept'.*job.json.*clear this one to start anew"):
+        Journal(uri, {"seed": 1})
+    (tmp_path / "kept/part-000000.jsonl").unlink()
+    assert Journal(uri, {"seed": 1}).lines == {}
+    assert json.loads(file.read_text()) == {"seed": 1}
+
+
+def test_what_differs_between_two_runs_is_said_without_secrets(tmp_path):
+    Journal(str(tmp_path), {"model": "gs://team/a?token=s3cret"})
+    with pytest.raises(ConfigError, match=r"another run .*gs://team/a") as error:
+        Journal(str(tmp_path), {"model": "gs://team/b?token=s3cret"})
+    assert "s3cret" not in str(error.value)
+
+
 def test_sigterm_keeps_what_there_is(prompts, llama_folder, monkeypatch):
     whole = answers(prompts, llama_folder)
     generate = Policy.generate

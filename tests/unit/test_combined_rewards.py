@@ -1,6 +1,8 @@
 """The reward of an episode: a weighted sum of a reward model's score and functions' rewards."""
 
+import json
 import math
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -9,6 +11,7 @@ from rlhf.errors import ConfigError, TrainingError
 from rlhf.rewards.combined import Rewards, weighted_sum
 from rlhf.rewards.config import RewardFunction
 from rlhf.rewards.functions import FunctionReward
+from rlhf.training.prompts import read_prompts
 
 CODE = """
 def length(completions, **_):
@@ -52,9 +55,9 @@ class Model:
     def __init__(self, *scores: float):
         self.scores, self.asked = list(scores), None
 
-    def score(self, prompts, completions):
+    def score_each(self, prompts, completions):
         self.asked = (prompts, completions)
-        return self.scores
+        return self.scores, {}
 
 
 def score(rewards: Rewards, prompts=("P 0", "P 1"), **columns):
@@ -114,6 +117,21 @@ def test_functions_get_completions_of_conversations_as_messages(function):
     assert score(rewards, [conversation, conversation * 3]).total == [1.0, 3.0]
     assert model.asked == (["text 0", "text 1"], ["a", "bb"])
     assert score(Rewards(None, 1.0, [function("mixed")]), ["text", conversation]).total == [0.0, 1.0]
+
+
+def test_conversations_of_the_dataset_reach_functions_as_messages(function):
+    """As the evaluator and `rlhf grade` give them."""
+    conversation = [{"role": "user", "content": "x"}]
+    rows = [
+        {"id": "a", "prompt": "x", "messages": json.dumps(conversation), "reference": None},
+        {"id": "b", "prompt": "y", "messages": None, "reference": None},
+        {"id": "c", "prompt": "z", "reference": None},
+    ]
+    template = SimpleNamespace(fit=lambda prompt, count, messages: (prompt, False), target_sequence_length=4)
+    policy = SimpleNamespace(count_tokens=len, encode_prompt=list, require_room=lambda *_: None)
+    given = [prompt.original for prompt in read_prompts(rows, template, policy)[0]]
+    assert given == [conversation, "y", "z"]
+    assert score(Rewards(None, 1.0, [function("mixed")]), given[:2]).total == [1.0, 0.0]
 
 
 def test_nothing_that_earns_a_reward_is_refused():

@@ -67,6 +67,26 @@ def test_a_key_is_sent_from_the_environment_and_missing_it_is_said(lengths, monk
         grader(f"{lengths.url}/grade", api_key_env="GRADER_KEY")
 
 
+@pytest.mark.parametrize("key", ["", " \n", "s3cr\net", "s3cr\u00e9t"])
+def test_a_key_that_no_header_can_hold_is_refused_without_saying_it(key, monkeypatch):
+    monkeypatch.setenv("GRADER_KEY", key)
+    with pytest.raises(ConfigError, match="api_key_env: the variable GRADER_KEY ") as error:
+        grader("http://127.0.0.1:9/", api_key_env="GRADER_KEY")
+    assert "s3cr" not in str(error.value)
+
+
+def test_a_line_break_behind_a_key_is_not_sent(lengths, monkeypatch):
+    monkeypatch.setenv("GRADER_KEY", "s3cret\n")
+    assert grade(grader(f"{lengths.url}/grade", api_key_env="GRADER_KEY"), "a") == [1.0]
+    assert lengths.requests[0].headers["Authorization"] == "Bearer s3cret"
+
+
+def test_waits_that_a_service_asks_for_take_no_try_away(lengths, monkeypatch):
+    monkeypatch.setattr(service, "LONGEST_WAIT", 1.0)
+    lengths.said["POST", "/grade"] = [Answer(429, {}, [("Retry-After", "1")])] * 2
+    assert grade(grader(f"{lengths.url}/grade", timeout_seconds=0.3), "abc") == [3.0]
+
+
 def test_a_service_that_is_busy_is_asked_again(lengths):
     busy = [Answer(503, "busy"), Answer(429, {}, [("Retry-After", "0")])]
     lengths.said["POST", "/grade"] = busy

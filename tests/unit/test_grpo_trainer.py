@@ -42,6 +42,9 @@ def same(completions, **columns):
 def one_bad(completions, id, **columns):
     return ["?" if i == "3" else float(len(text)) for i, text in zip(id, completions)]
 
+def not_all(completions, id, **columns):
+    return [None if i in ("3", "4") else float(len(text)) for i, text in zip(id, completions)]
+
 def raises(completions, id, **columns):
     raise KeyError("colour")
 
@@ -243,6 +246,23 @@ def test_one_bad_completion_is_left_out_counted_and_said(llama_folder, job, capf
     assert "4 of 16 completions left out: reward function" in said
     assert "returned '?' (str) for row" in said
     assert "(id '3'), expected a number or None" in said
+
+
+@pytest.mark.parametrize("arch", ["llama", "t5"])
+def test_a_prompt_that_nobody_judges_is_left_out_and_no_fault(arch, request, job):
+    options = {"train_steps": 10, "held_out_prompts": 0, "max_bad_rewards": 0.0}
+    metrics = job.run(request.getfixturevalue(f"{arch}_folder"), "not_all", **options)
+    assert (metrics["bad_grades"], metrics["not_judged"]) == (0, 8)
+    assert [row["score"] for row in job.samples if row["id"] in ("3", "4")] == [None] * 8
+    logs = read_scalars(job.out / "logs")
+    assert not any(value for _, value in logs["grpo/bad_grades"])
+    assert sum(value for _, value in logs["grpo/not_judged"]) == pytest.approx(0.5)
+    assert "8 completions were judged by no grader and left out." in (job.out / "report.html").read_text()
+
+
+def test_the_faults_of_one_prompt_do_not_end_a_run(llama_folder, job):
+    metrics = job.run(llama_folder, "one_bad", train_steps=10, held_out_prompts=0)
+    assert metrics["bad_grades"] == 4
 
 
 @pytest.mark.parametrize("arch", ["llama", "t5"])

@@ -1,7 +1,12 @@
 """Where a Model artifact lies changes nothing of what it is."""
 
+import json
+import os
+import shutil
+
 import fsspec
 import pytest
+from safetensors.torch import load_file, save_file
 
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
@@ -67,6 +72,39 @@ def test_a_reward_model_on_the_hub_keeps_what_its_card_says(monkeypatch, llama_f
     for reference in ("org/reward", "hf://org/reward"):
         found = RewardModel.load(reference)
         assert (found.card, found.shift) == (card, 2.5)
+
+
+def test_a_plain_model_is_told_by_what_it_is_and_not_by_where_it_lies(bucket, llama_folder, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        shutil.copytree(llama_folder, folder)
+    os.utime(second / "config.json", (0, 0))
+    bucket.put(str(first), "/models/plain", recursive=True)
+    ModelCard(kind="base", base=str(second)).save(tmp_path)
+    known = Source.of(first).fingerprint
+    assert {Source.of(place).fingerprint for place in (second, "memory://models/plain", tmp_path)} == {known}
+    weights = load_file(second / "model.safetensors")
+    name = max(weights, key=lambda name: weights[name].numel())
+    save_file(weights | {name: weights[name] + 1}, second / "model.safetensors", {"format": "pt"})
+    others = {known, Source.of(second).fingerprint, Source.of(tmp_path).fingerprint}
+    assert len(others) == 2, "other weights at the same place"
+    config = json.loads((first / "config.json").read_text())
+    (first / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.5}))
+    assert Source.of(first).fingerprint not in others
+
+
+def test_a_plain_model_on_the_hub_is_told_by_its_commit(monkeypatch, llama_folder, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository = tmp_path / "hub/models--org--plain"
+    (repository / "refs").mkdir(parents=True)
+    found = []
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(llama_folder, repository / "snapshots" / commit)
+        (repository / "refs/main").write_text(commit)
+        found.append(Source.of("hf://org/plain").fingerprint)
+        assert found[-1] == Source.of("org/plain").fingerprint
+    assert found == [f"org/plain@{commit * 40}" for commit in "ab"]
 
 
 def test_an_adapted_score_head_of_two_layers_is_trained_further(roberta_folder, tmp_path):

@@ -126,10 +126,28 @@ def test_episodes_without_a_finite_reward_are_left_out_and_counted_and_too_many_
         run_small(llama_folder, Broken(), max_bad_rewards=0.0)
 
 
-def test_a_run_without_any_reward_ends(llama_folder):
+def test_a_run_without_any_reward_ends():
     scored = Scored([math.nan] * 2, {"f": [None, None]})
-    with pytest.raises(TrainingError, match="2 of 2 episodes have no finite reward"):
+    with pytest.raises(TrainingError, match=r"2 of 2 episodes have no finite reward \(f: 2 None.*judges one of every"):
         _finite(config_of(), scored, RunState(), None)
+
+
+def test_episodes_that_nothing_judges_are_left_out_and_are_no_fault():
+    scored = Scored([1.0, *[math.nan] * 7], {"f": [1.0, *[None] * 7], "g": [None] * 8})
+    state = RunState()
+    assert _finite(config_of(max_bad_rewards=0.0), scored, state, None) == [0]
+    assert (state.bad_rewards, state.not_judged) == (0, 7)
+
+
+def test_the_faults_of_one_prompt_do_not_end_a_run_but_those_of_more_do():
+    config = config_of(advantage="group", group_size=4, batch_size=8)
+    scored = Scored([*[math.nan] * 4, *[1.0] * 4], {"f": [*[math.nan] * 4, *[1.0] * 4]})
+    state = RunState()
+    assert _finite(config, scored, state, None) == [4, 5, 6, 7]
+    assert (state.bad_rewards, state.not_judged) == (4, 0)
+    scored = Scored([*[math.nan] * 5, *[1.0] * 3], {"f": [*[math.nan] * 5, *[1.0] * 3]})
+    with pytest.raises(TrainingError, match="5 of 8 episodes have no finite reward"):
+        _finite(config, scored, state, None)
 
 
 def test_no_reference_is_kept_where_none_is_asked_for(llama_folder):

@@ -76,6 +76,17 @@ def test_memory_of_all_that_a_function_starts_is_limited_together(reward):
     soon(lambda: children() <= started)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what pages processes share")
+def test_memory_that_processes_share_is_counted_once(reward):
+    function = reward(
+        "import os, time\nheld = bytearray(b'x') * 150_000_000\ndef fn(completions, **_):\n"
+        "    children = [os.fork() or (time.sleep(2), os._exit(0)) for _ in range(4)]\n"
+        "    for child in children: os.waitpid(child, 0)\n    return [1, 2]\n",
+        memory_gb=0.5,
+    )
+    assert grade(function) == [1.0, 2.0]
+
+
 def test_a_function_that_forks_without_end_is_ended(reward, monkeypatch):
     monkeypatch.setattr(functions, "MOST_PROCESSES", 8)
     function = reward(

@@ -278,15 +278,78 @@ def test_a_single_row_that_hangs_or_ends_the_process_is_found_and_skipped(reward
     assert grade(function) == [1.0, 2.0]
 
 
-def test_a_function_that_hangs_at_row_after_row_ends_training(reward, monkeypatch):
+ENDS_AT_B = (
+    "import os\ndef fn(completions, **_):\n"
+    "    'b' in completions and os._exit(3)\n    return [1 for _ in completions]\n"
+)
+
+
+def test_rows_in_both_halves_that_end_the_process_are_found_up_to_a_bound(reward, monkeypatch):
+    function = reward(ENDS_AT_B)
+    rewards = grade(function, "baab", id=list("wxyz"))
+    assert rewards[1:3] == [1.0, 1.0]
+    assert all(map(math.isnan, rewards[::3]))
+    assert "its process ended (exit status 3) for row 1 of 4 (id 'w')" in function.faults[0]
+    assert "its process ended (exit status 3) for row 4 of 4 (id 'z')" in function.faults[3]
+    monkeypatch.setattr(functions, "MOST_ROWS_THAT_END_IT", 1)
+    with pytest.raises(TrainingError, match="its process ended"):
+        grade(function, "baab")
+
+
+def test_rows_that_end_the_process_are_counted_by_call_not_by_run(reward, monkeypatch):
+    monkeypatch.setattr(functions, "MOST_ROWS_THAT_END_IT", 1)
+    function = reward(ENDS_AT_B)
+    for _ in range(3):
+        assert math.isnan(grade(function, "ab")[1])
+
+
+def test_a_row_that_raises_beside_one_that_hangs_is_a_fault_of_its_own(reward):
+    function = reward(
+        "import time\ndef fn(completions, **_):\n    if 'hangs' in completions: time.sleep(1000)\n"
+        "    return [1 / len(c) for c in completions]\n",
+        timeout_seconds=2.0,
+    )
+    rewards = grade(function, ["hangs", "", "a", "aa"], id=list("wxyz"))
+    assert rewards[2:] == [1.0, 0.5]
+    assert all(map(math.isnan, rewards[:2]))
+    assert "hung for row 1 of 4 (id 'w')" in function.faults[0]
+    assert re.search(r"raised ZeroDivisionError: .* at .*graders.py:4 for row 2 of 4 \(id 'x'\)", function.faults[1])
+
+
+def test_what_a_slow_function_raised_is_not_lost_where_its_rows_take_too_long_one_by_one(reward, monkeypatch):
     monkeypatch.setattr(functions, "MOST_ROWS_THAT_END_IT", 1)
     function = reward(
-        "import os\ndef fn(completions, **_):\n"
-        "    'b' in completions and os._exit(3)\n    return [1 for _ in completions]\n"
+        "import time\ndef fn(completions, **_):\n    time.sleep(1.4)\n    raise KeyError('colour')\n",
+        timeout_seconds=2.0,
     )
-    assert math.isnan(grade(function, ["a", "b"])[1])
-    with pytest.raises(TrainingError, match="its process ended"):
-        grade(function, ["a", "b"])
+    with pytest.raises(TrainingError, match=r"raised KeyError: 'colour' at .*graders.py:4.* took more than 2 s"):
+        grade(function, "abcd")
+
+
+def test_rows_are_graded_one_by_one_in_a_time_of_their_own(reward):
+    function = reward(
+        "import time\ndef fn(completions, **_):\n"
+        "    if len(completions) > 1:\n        time.sleep(1.4)\n        raise KeyError('colour')\n"
+        "    open('calls', 'a').write(completions[0])\n    time.sleep(0.3)\n    return [1]\n",
+        timeout_seconds=2.0,
+    )
+    assert grade(function, "abcd") == [1.0] * 4
+    assert (function._scratch / "work/calls").read_text() == "abcd", "none of them twice"
+
+
+def test_many_completions_are_graded_in_calls_of_some(reward):
+    function = reward(
+        "def fn(completions, id, **_):\n"
+        "    assert id == completions\n"
+        "    return ['no' if c == '70' else len(completions) for c in completions]\n"
+    )
+    texts = [str(i) for i in range(130)]
+    rewards = grade(function, texts, id=texts)
+    assert [r for r in rewards if not math.isnan(r)] == [43.0] * 43 + [43.0] * 42 + [44.0] * 44
+    assert list(function.faults) == [70]
+    assert "returned 'no' (str)" in function.faults[70]
+    assert "(id '70')" in function.faults[70]
+    assert grade(function, texts[:64], id=texts[:64]) == [64.0] * 64
 
 
 def test_rewards_are_counted_against_the_completions_that_were_given(reward):
@@ -302,6 +365,7 @@ def test_rewards_are_counted_against_the_completions_that_were_given(reward):
         ("os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
         ("os.abort()", "SIGABRT"),
         ("os.system('sleep 987.5 &'); os._exit(3)", "exit status 3"),
+        ("os.fork() and os._exit(3); os.fork(); import time; time.sleep(60)", "exit status 3"),
     ],
 )
 def test_a_function_that_ends_its_process_is_said_at_once(reward, how, expected):

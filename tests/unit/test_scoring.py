@@ -1,11 +1,17 @@
+import math
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from rlhf.data.template import Template
-from rlhf.errors import ModelError
+from rlhf.errors import DataError, ModelError
 from rlhf.models.card import ModelCard
 from rlhf.models.policy import Policy
 from rlhf.models.scoring import RewardModel
+from rlhf.rewards.combined import Rewards
+from rlhf.training.prompts import read_prompts
 from tests.conftest import CHAT_TEMPLATE
 from tests.models import untrained_reward_model
 
@@ -32,6 +38,31 @@ def test_a_score_has_all_its_digits_where_the_model_computes_in_bfloat16(reward_
         near = torch.tensor(reward_model.score(PROMPTS, COMPLETIONS))
     assert torch.allclose(near, exact, atol=0.1)
     assert not torch.equal(near.bfloat16().float(), near)
+
+
+def test_a_text_over_its_positions_costs_a_run_that_row_alone(llama_folder):
+    model = untrained_reward_model(llama_folder)
+    texts = [COMPLETIONS[0], "my guitar " * 600, COMPLETIONS[1]]
+    scored = Rewards(model, 1.0, []).score([PROMPTS[0]] * 3, [PROMPTS[0]] * 3, texts, {"id": ["x", "y", "z"]})
+    assert scored.total[::2] == pytest.approx(model.score([PROMPTS[0]] * 2, texts[::2]), abs=1e-5)
+    assert math.isnan(scored.total[1])
+    assert re.fullmatch(r"reward model: .* do not fit its 512 positions; .* \(id 'y'\)", scored.faults.pop(1))
+    assert not scored.faults
+
+
+def test_a_prompt_that_leaves_no_room_in_a_reward_model_is_refused_before_training(llama_folder, bert_folder):
+    template = Template(prompt_sequence_length=10_000, target_sequence_length=100)
+    policy = SimpleNamespace(count_tokens=len, encode_prompt=list, require_room=lambda *_: None)
+    rows = [{"id": "short", "prompt": PROMPTS[0]}, {"id": "long", "prompt": "guitar " * 450}]
+    for folder in (llama_folder, bert_folder):
+        judge = untrained_reward_model(folder)
+        fits = len(judge.encode(PROMPTS[0], "")["input_ids"])
+        assert len(read_prompts(rows[:1], template, policy, judge)[0]) == 1
+        with pytest.raises(DataError, match=r"prompts: row 'long' .* the reward model has 512 positions"):
+            read_prompts(rows, template, policy, judge)
+        judge.max_length = fits + 99
+        with pytest.raises(DataError, match=f"row 'short' has {fits} tokens, expected {fits - 1} at most"):
+            read_prompts(rows, template, policy, judge)
 
 
 def test_a_model_without_a_score_head_is_no_reward_model(llama_folder, bert_folder, tmp_path):
