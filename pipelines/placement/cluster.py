@@ -287,8 +287,11 @@ class Vertex(_Part):
 _SECRET_MANAGER = "Secret Manager and its version (projects/.../secrets/.../versions/...) into `vertex.secrets`"
 
 
+_SECRET = re.compile(r"(TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_KEY)(_|$)")  # and not TOKENIZERS_PARALLELISM
+
+
 def _refuse_tokens(env: dict[str, str], where: str = _SECRET_MANAGER) -> None:
-    found = [name for name in env if re.search(r"TOKEN|SECRET|PASSWORD|API_KEY|ACCESS_KEY", name.upper())]
+    found = [name for name in env if _SECRET.search(name.upper()) and not name.upper().endswith(("_FILE", "_PATH"))]
     if found:
         raise ValueError(
             f"env: {found[0]} looks like a secret, which everybody who can see a run would read; put it into {where}"

@@ -99,7 +99,7 @@ def _custom_job(component: BaseComponent, profile: Profile, image: str) -> BaseC
         network=settings.network or _placeholders.NETWORK_PLACEHOLDER,
         labels=dict(settings.labels),
         # An input, and another one in every run: where nothing is streamed, it would keep a step out of the cache.
-        base_output_directory=JOB_FOLDER if resources.accelerator else "",
+        base_output_directory=JOB_FOLDER if stage_of(component).endswith("_trainer") else "",
         env=[{"name": name, "value": value} for name, value in {**settings.env, **_secrets(profile)}.items()],
         strategy=strategy,
         max_wait_duration=f"{settings.max_wait_hours * 3600}s",

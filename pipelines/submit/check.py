@@ -138,15 +138,19 @@ def _files_of_this_machine(arguments: dict[str, Any]) -> Iterator[str]:
 
 def _too_long(arguments: dict[str, Any]) -> Iterator[str]:
     """What would end a run with "argument list too long" when its first task starts."""
-    sizes = {name: len(json.dumps(value).encode()) for name, value in arguments.items()}
-    total = len(json.dumps(arguments).encode())
+    sizes = {name: _bytes(value) for name, value in arguments.items()}
+    total = _bytes(arguments)
     if total > params.LONGEST:
         longest = max(sizes, key=sizes.__getitem__)
         yield (
             f"{longest}: has {sizes[longest]:,} of the {total:,} bytes that all parameters have as JSON, expected at "
-            f"most {params.LONGEST:,} of all; put files of graders where a URI reaches them, or into a package of the "
-            "image"
+            f"most {params.LONGEST:,} of all; shorten it: files of graders can lie where a URI reaches them, or in a "
+            "package of the image"
         )
+
+
+def _bytes(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode())
 
 
 def _models(arguments: dict[str, Any]) -> dict[str, str]:

@@ -130,8 +130,11 @@ def pick_columns(block: Block, fields: pa.Schema) -> tuple[np.ndarray, pa.Table]
             column = column.cast(_TEXT)
         if field.type == pa.float64() and (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
             column = column.cast(pa.float64(), safe=False)
-        if field.type == pa.int64() and pa.types.is_integer(column.type) and column.type != pa.uint64():
-            column = column.cast(pa.int64())
+        if field.type == pa.int64() and pa.types.is_integer(column.type):
+            try:
+                column = column.cast(pa.int64())
+            except pa.ArrowInvalid:  # beyond 2^63
+                return np.array([], int), fields.empty_table()
         if column.null_count == len(column):
             column = pa.nulls(len(block), field.type)
         if column.type != field.type:

@@ -335,9 +335,14 @@ def _trl_chat(row: dict[str, Any], kind: Kind) -> dict[str, Any]:
     answer = None if _is_undesired(row, kind) else row.get("completion")
     demonstrates = kind == "demonstrations" and answer is None  # of a pair, the better one does
     if row.get("chosen") not in (None, []):
-        *shared, chosen = _messages(row, "chosen", "assistant")
-        prompt = _joined(prompt, shared)
-        answer = chosen["content"] if demonstrates else answer
+        try:
+            *shared, chosen = _messages(row, "chosen", "assistant")
+        except Unfit:  # as a tool's call, of which nothing but what it shares with the prompt is wanted
+            if demonstrates or not prompt:
+                raise
+        else:
+            prompt = _joined(prompt, shared)
+            answer = chosen["content"] if demonstrates else answer
     if isinstance(answer, list):
         answer = _reply(_messages(row, "completion"), "completion")
     return _conversation(prompt) | _answer({"completion": answer}, "completion", kind)

@@ -33,6 +33,7 @@ from rlhf.data.store import MESSAGES, SCHEMAS
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 
+LOOKED_AT = 16  # rows of a block that may name an annotator
 UNKNOWN_BYTES = 64 << 20  # so much of a source without a row of known shape is held, then it is refused
 
 _TEXT = pa.string()
@@ -283,11 +284,12 @@ def _annotator_of(block: Block) -> tuple[str | None, bool]:
     if block.text is None:
         columns = block.columns.schema
         names = [name for name in ANNOTATOR_FIELDS if name in columns.names]
-        rows = range(len(block)) if names else range(0)
+        known = [np.flatnonzero(block.columns.column(name).is_valid()) for name in names]
+        rows = np.unique(np.concatenate(known)) if known else np.array([], int)
     else:
         names = []
-        rows = np.flatnonzero(pc.match_substring_regex(block.text, _ANNOTATOR)).tolist()
-    for index in rows:
+        rows = np.flatnonzero(pc.match_substring_regex(block.text, _ANNOTATOR))
+    for index in rows[:LOOKED_AT].tolist():  # others' fields have such names, too, deeper in a row
         value = _value(block, index)
         if isinstance(value, dict) and (name := annotator_field(value)):
             return name, type(value[name]) is int

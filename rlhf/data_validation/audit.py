@@ -237,12 +237,19 @@ def _near_duplicates(config: DataValidationConfig, template: Template, result: A
     near = near_duplicates([text for _, _, text in texts], seed=config.seed)
     found = share(near.texts, len(texts))
 
+    # Pairs name the first row of each text, and another row of it may be elsewhere.
+    evaluated_texts, trained_texts = set(), set()
+    for sample, row, text in texts:
+        if sample.dataset == "evaluation":
+            evaluated_texts.add(text.strip())
+        elif sample.dataset in findings.TRAINED_ON and sample.rows[row].get("split") != "eval":
+            trained_texts.add(text.strip())
+
     def evaluated(index: int) -> bool:
-        return texts[index][0].dataset == "evaluation"
+        return texts[index][2].strip() in evaluated_texts
 
     def trained_on(index: int) -> bool:
-        sample, row, _ = texts[index]
-        return sample.dataset in findings.TRAINED_ON and sample.rows[row].get("split") != "eval"
+        return texts[index][2].strip() in trained_texts
 
     leaks = [
         (one, other)

@@ -49,15 +49,12 @@ def take_out_equal(source: Source, preferences: Written, index: Index) -> pa.Tab
     """Take out pairs whose candidates became the same when the suffix's marker was taken off.
 
     Returns:
-        What is to be added to the quarantine.
-
-    Raises:
-        DataError: No pair is left.
+        What is to be added to the quarantine; all pairs, where none is left.
     """
     equal = dict.fromkeys(index.column(EQUAL_CANDIDATES), Reason.EQUAL_CANDIDATES)
     if not equal:
         return SCHEMAS["quarantine"].empty_table()
-    return _quarantine("preferences", equal, source, preferences, index)
+    return _take_out("preferences", equal, source, preferences, index)
 
 
 def resolve(
@@ -174,7 +171,7 @@ def _put_aside(
 
 
 def _quarantine(
-    dataset: str, reasons: dict[int, Reason], source: Source, data: Written, index: Index, left: str = "true"
+    dataset: str, reasons: dict[int, Reason], source: Source, data: Written, index: Index, left: str
 ) -> pa.Table:
     """Take rows out of a dataset.
 
@@ -185,6 +182,17 @@ def _quarantine(
     Returns:
         What is to be added to the quarantine.
     """
+    aside = _take_out(dataset, reasons, source, data, index)
+    if not index.query(f"select count(*) from {dataset} where {left}")[0][0]:
+        counts = Counter(reasons.values())
+        said = ", ".join(f"{count:,} {reason} ({MEANINGS[reason]})" for reason, count in counts.items())
+        raise DataError(
+            f"{source.parameter}: no row is left to train on, as these were to be put in quarantine: {said}"
+        )
+    return aside
+
+
+def _take_out(dataset: str, reasons: dict[int, Reason], source: Source, data: Written, index: Index) -> pa.Table:
     numbers = pa.table({"number": pa.array(sorted(reasons), pa.int64())})
     origins = index.join(
         numbers, f"select number, file, line, offset_ from {dataset} join given using (number) order by number"
@@ -208,12 +216,6 @@ def _quarantine(
     keep[list(reasons)] = False
     _keep(data, dataset, keep)
     index.replace(dataset, f"from {dataset} where number not in (select number from given)", numbers)
-    if not index.query(f"select count(*) from {dataset} where {left}")[0][0]:
-        counts = Counter(reasons.values())
-        said = ", ".join(f"{count:,} {reason} ({MEANINGS[reason]})" for reason, count in counts.items())
-        raise DataError(
-            f"{source.parameter}: no row is left to train on, as these were to be put in quarantine: {said}"
-        )
     return pa.Table.from_pylist(rows, SCHEMAS["quarantine"])
 
 

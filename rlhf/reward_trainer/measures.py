@@ -130,7 +130,8 @@ def drop(before: np.ndarray, after: np.ndarray, prompts: np.ndarray) -> Drop:
     """Fall of the share of pairs ranked right, from `before` to `after`, of the same pairs.
 
     The interval is that of Agresti and Min 2005 for matched pairs, who add two pairs of which either is right in one
-    half; its variance is that over prompts, as pairs of one prompt are not independent.
+    half; its variance is that over prompts, as pairs of one prompt are not independent, and at least that of pairs that
+    are. Of one prompt nothing is known of others.
 
     Args:
         before, after: (pairs,) whether the model ranks the pair right.
@@ -140,7 +141,10 @@ def drop(before: np.ndarray, after: np.ndarray, prompts: np.ndarray) -> Drop:
     members = np.unique(prompts, return_inverse=True)[1]
     sums = np.bincount(members, weights=change - change.mean())
     groups, pairs = sums.size, change.size + 2
-    spread = (sums**2).sum() * (groups / (groups - 1) if groups > 1 else 1.0) + 1
+    if groups < 2:
+        return Drop(float(change.mean()), -1.0, 1.0)
+    of_pairs = change.size * change.var(ddof=1)
+    spread = max((sums**2).sum() * groups / (groups - 1), of_pairs) + 1
     centre, half = change.sum() / pairs, Z * np.sqrt(spread) / pairs
     return Drop(float(change.mean()), float(centre - half), float(centre + half))
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rlhf.metrics import Accuracy, share
+from rlhf.metrics import Accuracy, Share
 from rlhf.words import count, listed, percent, signed
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def statements(findings: Findings) -> list[Statement]:
 
 def in_words(found: Accuracy) -> str:
     """For example: 61 % (95 % interval 59 % to 63 %)."""
-    return share(found.correct, found.pairs).in_words()
+    return Share(found.correct, found.pairs, found.rate, found.low, found.high).in_words()
 
 
 def _doubts(findings: Findings) -> list[str]:
@@ -206,7 +206,7 @@ def _prompts(findings: Findings) -> list[Statement]:
         return []
     text = (
         f"The {pairs:,} held-out pairs have {count(findings.prompts, 'prompt')}. Pairs of one prompt are like each "
-        "other, and every interval here is as wide as that makes it."
+        "other, and the interval of every share here is as wide as that makes it."
     )
     return [(None, text)]
 

@@ -115,11 +115,11 @@ def group_measures(totals: Sequence[float], group_size: int) -> dict[str, float]
 
     Returns:
         spread: mean standard deviation within groups. no_signal: share of groups whose known rewards are all the same,
-        of which nothing is learned.
+        of which nothing is learned. Groups without a known reward count for neither.
     """
     groups = [totals[i : i + group_size] for i in range(0, len(totals), group_size)]
     known = [[value for value in group if math.isfinite(value)] for group in groups]
-    spreads = [statistics.stdev(group) if len(group) > 1 else 0.0 for group in known]
+    spreads = [statistics.stdev(group) if len(group) > 1 else 0.0 for group in known if group] or [0.0]
     return {
         "spread": statistics.fmean(spreads),
         "no_signal": sum(math.isclose(spread, 0.0, abs_tol=1e-8) for spread in spreads) / len(spreads),

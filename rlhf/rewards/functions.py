@@ -114,12 +114,17 @@ class FunctionReward:
         rewards: list[float | None] = []
         faults: dict[int, str] = {}
         calls = max(1, -(-rows // ROWS_OF_A_CALL))
-        for i in range(calls):  # of one size, for what all rows of a small one have is no longer their own fault
+        failed: list[TrainingError] = []
+        for i in range(calls):
             start, part = len(rewards), _rows_of(batch, range(rows * i // calls, rows * (i + 1) // calls))
             try:
-                found, found_faults = self._call(part, self.config.timeout_seconds)
-            except _Ended as ended:
-                found, found_faults = self._search(part, ended)
+                found, found_faults = self._grade_part(part)
+            except TrainingError as error:  # for all rows of this call, but it may be right about those of others
+                failed.append(error)
+                if len(failed) == calls:
+                    raise failed[0] from None
+                of_part = len(part["completions"])
+                found, found_faults = [math.nan] * of_part, dict.fromkeys(range(of_part), self._cause(error))
             rewards += found
             faults |= {start + row: words for row, words in found_faults.items()}
         ids = columns.get("id")
@@ -129,6 +134,14 @@ class FunctionReward:
         }
         assert len(rewards) == rows
         return rewards
+
+    def _grade_part(self, part: dict[str, Any]) -> tuple[list[float | None], dict[int, str]]:
+        if self._process.returncode is not None:  # what it died of was another call's
+            self._restart()
+        try:
+            return self._call(part, self.config.timeout_seconds)
+        except _Ended as ended:
+            return self._search(part, ended)
 
     def close(self) -> None:
         """End the process and whatever it started; without its leave, for it may hang."""

@@ -25,7 +25,9 @@ from rlhf.rewards import sandbox
 
 MESSAGE_LENGTH = 500  # characters of an exception's message that are shown
 SIGNATURE = "fn(prompts, completions, **columns)"
-TRIES = 8  # rows that are graded one by one, all of which raise, before it is the function that is at fault
+TRIES = (
+    8  # rows from all over a batch that are graded first, all of which raise where it is the function that is at fault
+)
 
 
 class Unusable(Exception):
@@ -129,21 +131,23 @@ def call_apart(function: Callable[..., Any], runner: asyncio.Runner, batch: dict
     """The same row by row, after the whole raised: rows that raise by themselves have NaN.
 
     Raises:
-        Exception: What the first row raises, where the first `TRIES` all do, or all do.
+        Exception: What the first row raises, where `TRIES` rows from all over the batch do, or all do.
     """
     rows, ids = len(batch["completions"]), list(batch.get("id", []))
-    rewards: list[float | None] = []
+    rewards: list[float | None] = [None] * rows
     faults: dict[int, str] = {}
     first: Exception | None = None
-    for i in range(rows):
+    # Not the first ones, which may be completions of one prompt.
+    tried = list(dict.fromkeys(rows * i // TRIES for i in range(TRIES)))
+    for done, i in enumerate([*tried, *sorted(set(range(rows)) - set(tried))], 1):
         try:
             (reward,), _ = call(function, runner, {name: [values[i]] for name, values in batch.items()})
         except Exception as error:
             first = first or error
             what = str(error) if isinstance(error, Unusable) else f"raised {said(error, file)}"
             reward, faults[i] = math.nan, f"{what} for {row_name(i, rows, ids)}"
-        rewards.append(reward)
-        if first is not None and len(faults) == len(rewards) and len(rewards) in (TRIES, rows):
+        rewards[i] = reward
+        if first is not None and len(faults) == done and done in (len(tried), rows):
             raise first
     return rewards, faults
 

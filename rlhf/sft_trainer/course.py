@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from rlhf.metrics import change_since, late_mean
+
 Course = Literal["falling", "level", "rising", "never fell"]
 
 LATE = 0.2  # share of the run
@@ -25,6 +27,13 @@ def course(points: Sequence[tuple[int, float]]) -> Course:
         return "rising"
     late = (1 - LATE) * points[-1][0]
     return "falling" if _is_higher([loss for step, loss in points if step <= late][-1], losses[-1]) else "level"
+
+
+def since(losses: Sequence[tuple[int, float]], step: int) -> Literal["fell", "rose", "level"]:
+    """Where the loss on what is trained on went since a step, noise apart; what counts is a change as in `course`."""
+    end = late_mean(losses)
+    then = end - change_since(losses, step)
+    return "rose" if _is_higher(end, then) else "fell" if _is_higher(then, end) else "level"
 
 
 def _is_higher(loss: float, other: float) -> bool:

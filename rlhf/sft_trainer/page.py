@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from markupsafe import Markup
 
-from rlhf.metrics import change_since, rouge
+from rlhf.metrics import rouge
 from rlhf.report import figures
 from rlhf.report.page import (
     Comparison,
@@ -18,7 +19,7 @@ from rlhf.report.page import (
     table,
     verdict,
 )
-from rlhf.sft_trainer.course import Course, course
+from rlhf.sft_trainer.course import Course, course, since
 from rlhf.words import percent
 
 ENDS = 0.95  # share of completions from which a model is said to have learned to end
@@ -110,15 +111,17 @@ _WORDS: dict[Course, tuple[str, bool | None]] = {
 
 def _of_rising(training: Training) -> tuple[str, bool | None]:
     kept_best = training.metrics["kept_step"] < training.metrics["steps"]
-    if _diverged(training):
-        return ("Learned, then diverged", None) if kept_best else ("Diverged", False)
-    return ("Learned, then memorised", None) if kept_best else ("Memorises", False)
+    late, last = {
+        "fell": ("Learned, then memorised", "Memorises"),
+        "rose": ("Learned, then diverged", "Diverged"),
+        "level": ("Learned, then got worse", "Got worse"),
+    }[_trained_since_best(training)]
+    return (late, None) if kept_best else (last, False)
 
 
-def _diverged(training: Training) -> bool:
-    """Whether the loss on what is trained on rose as well, which is no memorising."""
-    best_step, _ = _best(training)
-    return change_since(training.history["sft/loss"], best_step) > 0
+def _trained_since_best(training: Training) -> Literal["fell", "rose", "level"]:
+    """Where the loss on what is trained on went while that on what is held out rose: memorising is when it fell."""
+    return since(training.history["sft/loss"], _best(training)[0])
 
 
 def _best(training: Training) -> tuple[int, float]:
@@ -141,15 +144,13 @@ def _loss_in_words(training: Training, found: Course) -> str:
         return f"{loss} was {start:.3f} nats a token before training, never much lower, and {end:.3f} at the end."
     kept = "the last ones nevertheless" if m["kept_step"] == m["steps"] else f"those of step {m['kept_step']:,}"
     rose = f"{loss} fell to {best:.3f} nats a token by step {best_step:,}, then rose to {end:.3f}"
-    if _diverged(training):
-        return (
-            f"{rose}, and that on those trained on rose as well, to {m['loss']:.3f}: training diverged; lower the "
-            f"learning rate. The weights kept are {kept}."
-        )
-    return (
-        f"{rose}, while on those trained on it came to {m['loss']:.3f}: from there on the model memorises. The weights "
-        f"kept are {kept}."
-    )
+    trained = {
+        "fell": f"while on those trained on it came to {m['loss']:.3f}: from there on the model memorises",
+        "rose": f"and that on those trained on rose as well, to {m['loss']:.3f}: training diverged; lower the learning "
+        "rate",
+        "level": f"while that on those trained on stayed at {m['loss']:.3f}: more steps make it worse",
+    }[_trained_since_best(training)]
+    return f"{rose}, {trained}. The weights kept are {kept}."
 
 
 def _ending(training: Training) -> tuple[bool, str]:

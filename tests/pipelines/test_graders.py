@@ -45,7 +45,7 @@ def test_parameters_that_no_task_could_be_started_with_are_refused_before_anythi
     """Kubeflow Pipelines gives them to a process as one argument, of which Linux takes 128 KiB."""
     parts = []
     for name in ("a", "b"):
-        (tmp_path / f"{name}.py").write_text(f"# {'é' * 9_000}\n")
+        (tmp_path / f"{name}.py").write_text(f"# {'é' * 27_000}\n")
         parts.append({"function": f"{tmp_path}/{name}.py"})
     values = {"prompt_dataset": "gs://b/p", "large_model_reference": "t5-small", "grader": parts[0]}
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(values))

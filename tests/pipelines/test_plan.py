@@ -32,8 +32,10 @@ def test_the_models_that_a_profile_is_meant_for_fit_it(profile):
 def test_the_nodes_that_a_profile_is_said_to_fit_have_the_memory_of_every_stage(profile):
     loaded = load_profile(profile)
     nodes = [int(gb) * 10**9 for gb in re.findall(r"cores and (\d+) GB", loaded.description)]
-    for stage, resources in loaded.stages.items():
-        assert not nodes or size(resources.memory) <= 0.95 * max(nodes), stage
+    assert nodes or profile not in ("kubeflow-l4", "t4-small"), "those name the nodes that they are for"
+    for stage, resources in loaded.stages.items() if nodes else ():
+        node = nodes[0] if resources.accelerator else max(nodes)  # a larger one for the publisher comes behind
+        assert size(resources.memory) <= 0.95 * node, stage
 
 
 def test_what_cannot_fit_is_refused_with_what_it_needs_what_there_is_and_what_to_change():

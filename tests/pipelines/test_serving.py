@@ -175,8 +175,9 @@ def test_a_jobs_event_files_have_a_folder_that_tensorboard_is_streamed_from(tmp_
     given = spec["components"]["comp-ppo-trainer"]["inputDefinitions"]["parameters"]
     expected = "{{$.pipeline_root}}/jobs/{{$.pipeline_job_name}}/{{$.pipeline_task_uuid}}"
     assert given["base_output_directory"]["defaultValue"] == expected
-    without = spec["components"]["comp-data-validation"]["inputDefinitions"]["parameters"]["base_output_directory"]
-    assert without.get("defaultValue", "") == "", "it differs from run to run, and inputs are what a cache goes by"
+    for stage in ("data-validation", "bulk-inference", "evaluator"):
+        without = spec["components"][f"comp-{stage}"]["inputDefinitions"]["parameters"]["base_output_directory"]
+        assert without.get("defaultValue", "") == "", "it differs from run to run, and inputs are what a cache goes by"
 
 
 @pytest.mark.parametrize(
@@ -246,6 +247,12 @@ def test_deploy_model_warns_where_nothing_deploys(tmp_path, name, settings, give
 def test_every_accelerator_can_be_had_somewhere_and_the_table_names_only_vertexs():
     assert {each for kinds in REGIONS.values() for kind in kinds for each in kind} == set(DEVICES)
     assert all(re.fullmatch(r"[a-z]+-[a-z]+\d+", region) for region in REGIONS)
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "AWS_WEB_IDENTITY_TOKEN_FILE", "VLLM_MAX_TOKENS"])
+@pytest.mark.parametrize("profile", ["kubeflow-l4", "vertex-l4"])
+def test_a_variable_that_only_sounds_like_a_secret_is_taken(tmp_path, profile, name):
+    profile_with(tmp_path, profile, env={name: "1"})
 
 
 @pytest.mark.parametrize("host", ["us-docker.pkg.dev", "europe-west4-docker.pkg.dev", "gcr.io", "eu.gcr.io"])

@@ -13,7 +13,7 @@ from rlhf.bulk_inference import stage as bulk_inference
 from rlhf.bulk_inference.journal import Journal
 from rlhf.data.store import write_dataset
 from rlhf.data.template import Template
-from rlhf.errors import ConfigError, DataError, ModelError, Stopped
+from rlhf.errors import ConfigError, DataError, ModelError, Stopped, TrainingError
 from rlhf.models.engines import Transformers
 from rlhf.models.policy import Policy
 from tests.conftest import TEXTS
@@ -284,3 +284,27 @@ def test_texts_of_any_characters_come_back_as_they_are(tmp_path, llama_folder):
     (line,) = answers(tmp_path / "prompts", llama_folder)
     assert line["id"] == "one\n"
     assert line["prompt"].startswith(odd)
+
+
+def test_a_journal_whose_removal_was_cut_short_is_still_one(tmp_path, monkeypatch):
+    uri = str(tmp_path / "kept")
+    journal = Journal(uri, {"seed": 1})
+    for place in range(3):
+        journal.write({place: {"id": str(place)}})
+    rm = type(journal._fs).rm
+
+    def killed(self, path, recursive=False, **more):
+        if len(list((tmp_path / "kept").iterdir())) <= 2:
+            raise OSError("killed")
+        if recursive:  # in no order
+            path, recursive = f"{uri}/job.json", False
+        rm(self, path, recursive=recursive, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(journal._fs), "rm", killed)
+        with pytest.raises(TrainingError, match="killed"):
+            journal.remove()
+    left = Journal(uri, {"seed": 1})
+    assert len(left.lines) == 1
+    left.remove()
+    assert not (tmp_path / "kept").exists()

@@ -160,3 +160,15 @@ def test_too_many_of_them_fail_the_run_as_other_rows_that_cannot_be_used_do(opti
     metrics = validate(options | {"checks": {"quarantined": {"limit": 0.2}}}, tmp_path)
     found = verdict(tmp_path, "quarantined", "preference_dataset")
     assert (metrics["quarantined"], found["value"]) == (5, pytest.approx(5 / 45))
+
+
+def test_where_the_last_pairs_are_equal_too_the_reason_of_most_is_named(options, tmp_path):
+    write_rows(
+        tmp_path / "pairs.jsonl",
+        [pair(f"Post {i}") | {"choice": 3} for i in range(40)]
+        + [pair(f"P {i}", "[summary]: x", "x") for i in range(5)],
+    )
+    options["suffix"] = " [summary]: "
+    with pytest.raises(DataError, match=r"45 of 45 rows .* most often \(40\) because of bad_choice.* none is left"):
+        validate(options, tmp_path)
+    assert len(written(tmp_path, "quarantine")) == 45

@@ -367,3 +367,10 @@ def test_random_rows_are_converted_to_text_or_put_aside():
                 assert texts.pop("position", None) in (None, 0, 1)
                 assert texts.pop("margin", None) is None
                 assert all(text.strip() and text.encode() for text in texts.values())
+
+
+def test_a_prompt_is_kept_whatever_is_wrong_with_the_answer_beside_it():
+    row = {"prompt": [said("user", "Hi?")], "chosen": [{"role": "assistant", "content": None, "tool_calls": []}]}
+    assert convert(row, Shape.TRL_CHAT, "prompts")["prompt"] == "user: Hi?\nassistant:"
+    with pytest.raises(Unfit):
+        convert(row, Shape.TRL_CHAT, "demonstrations")

@@ -139,6 +139,13 @@ def test_a_near_duplicate_of_a_pair_that_is_held_out_is_not_called_trained_on(op
         found = verdict(tmp_path, "near_duplicates", "all prompts")
         assert found["value"] > 0
         assert ("1 or more are evaluation prompts with one that is trained on" in found["text"]) is leaks
+    # The same post is a prompt of PPO's as well.
+    write_rows(tmp_path / "prompts.jsonl", [{"input_text": f"{near} [summary]: "}] + [
+        {"input_text": f"Something else {i} [summary]: "} for i in range(20)
+    ])  # fmt: skip
+    validate(options, tmp_path)
+    found = verdict(tmp_path, "near_duplicates", "all prompts")
+    assert "1 or more are evaluation prompts with one that is trained on" in found["text"]
 
 
 def test_the_page_says_what_was_read_kept_and_put_aside(odd, tmp_path):

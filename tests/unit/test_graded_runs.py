@@ -157,6 +157,7 @@ def test_spread_and_signal_leave_out_what_is_not_known():
     found = group_measures([1.0, 3.0, nan, 2.0, 2.0, nan, nan, nan, 4.0], 3)
     assert found["spread"] == pytest.approx(2**0.5 / 3)
     assert found["no_signal"] == pytest.approx(2 / 3)
+    assert group_measures([nan, nan, 1.0, 3.0], 2) == {"spread": pytest.approx(2**0.5), "no_signal": 0.0}
 
 
 def test_a_group_is_one_prompt_after_another():

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf.data import intake, sources
-from rlhf.data.columns import FEWEST_ROWS, LAYOUTS
+from rlhf.data.columns import FEWEST_ROWS, LAYOUTS, pick_columns
 from rlhf.data.formats import Shape, Unfit, convert, own_id, parse, recognise
 from rlhf.data.intake import Intake
 from rlhf.errors import DataError
@@ -609,3 +609,21 @@ def test_a_real_openai_post_is_laid_out_as_carperai_does(real_data):
     assert rows[0]["prompt"].startswith("SUBREDDIT: r/relationships\n\nTITLE: Me [27 F] with my boyfriend")
     assert rows[0]["prompt"].endswith("his pace of talking?\n\nTL;DR:")
     assert rows[0]["chosen"].endswith("how do I deal with this?")
+
+
+def test_ids_of_64_bits_without_a_sign_are_read_as_columns_where_they_fit(tmp_path):
+    rows = [VERTEX | {"input_text": f"Post {n}."} for n in range(20)]
+    ids = pa.array(range(20), pa.uint64())
+    pq.write_table(pa.Table.from_pylist(rows).append_column("id", ids), tmp_path / "a.parquet")
+    (block,) = [piece.block() for piece in sources.Source(str(tmp_path / "a.parquet"), "preference_dataset").pieces()]
+    found, _ = pick_columns(block, pa.schema([("id", pa.int64())]))
+    assert len(found) == 20
+
+
+def test_fields_of_an_annotators_name_deeper_in_rows_are_looked_at_a_few_times_only(tmp_path, monkeypatch):
+    rows = [TRL | {"chosen": f"one {n}", "metadata": {"worker": n}} for n in range(500)]
+    looked = []
+    value = intake._value
+    monkeypatch.setattr(intake, "_value", lambda block, index: looked.append(index) or value(block, index))
+    assert {row["annotator"] for row in convert_source(write_rows(tmp_path / "a.jsonl", rows)).rows} == {None}
+    assert len(looked) < 50

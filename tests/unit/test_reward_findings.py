@@ -349,3 +349,18 @@ def test_entries_that_do_not_pair_up_are_refused_by_name():
         examine(held_out(changed={"emptied": [0.0]}), training())
     with pytest.raises(ValueError, match="no held-out pair"):
         examine(few(0), training())
+
+
+def test_sentences_have_the_intervals_of_pairs_that_are_not_independent():
+    chosen, rejected = ([score] * 5 for score in (0.0, -1.7))
+    pairs = held_out(
+        prompts=[place // 5 for place in range(100)],
+        chosen=chosen * 20,
+        rejected=rejected * 14 + [1.7] * 30,
+    )
+    findings = examine(pairs, training())
+    assert findings.verdict.word == "Not usable"
+    low = f"{100 * findings.accuracy.low:.0f}"
+    assert int(low) < 50
+    assert f"70\u00a0% (95\u00a0% interval {low}\u00a0% to" in findings.verdict.headline
+    assert "The 100 held-out pairs have 20 prompts" in said(findings)[None]

@@ -405,3 +405,18 @@ def test_a_file_can_lie_at_a_uri():
     function.close()
     with pytest.raises(ConfigError, match=r"reward function memory://team/none.py:fn: cannot be read \(FileNotFound"):
         FunctionReward(RewardFunction(function="memory://team/none.py:fn"))
+
+
+def test_a_function_that_raises_for_completions_of_one_prompt_is_not_broken(reward):
+    function = reward(
+        "def fn(completions, **_):\n"
+        "    if 'bad' in completions: raise ValueError('no reference')\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    rewards = grade(function, ["bad"] * 8 + ["good"] * 24)
+    assert [math.isnan(r) for r in rewards] == [True] * 8 + [False] * 24
+    rewards = grade(function, ["good"] * 64 + ["bad"] * 64)
+    assert [math.isnan(r) for r in rewards] == [False] * 64 + [True] * 64
+    assert "no reference" in function.faults[127]
+    with pytest.raises(TrainingError, match="no reference"):
+        grade(function, ["bad"] * 128)

@@ -260,3 +260,12 @@ def test_the_interval_of_a_drop_holds_as_often_as_it_says():
         found = drop(before, after, np.arange(60))
         inside += found.low <= 0.1 <= found.high
     assert 0.93 <= inside / 400 <= 0.98
+
+
+def test_a_drop_over_few_prompts_is_no_surer_than_over_independent_pairs():
+    """Two prompts that behave alike say no more of others than their pairs would; one says nothing."""
+    before = np.tile([True] * 8 + [False] * 5 + [True] * 7, 2)
+    after = np.tile([False] * 8 + [True] * 5 + [True] * 7, 2)
+    of_two, apart = drop(before, after, np.repeat([0, 1], 20)), drop(before, after, np.arange(40))
+    assert of_two.low <= apart.low + 1e-9 < 0
+    assert (drop(before, after, np.zeros(40)).low, drop(before, after, np.zeros(40)).high) == (-1.0, 1.0)

@@ -30,7 +30,8 @@ def training(losses: list[float] = (3.0, 1.0, 0.9, 0.9, 0.9, 0.9), **changes) ->
     )
     facts = {
         "base_model": "tiny", "tuning": "all weights", "why_none": "eval_fraction is 0", "target_length": 16,
-        "metrics": metrics | changes.pop("metrics", {}), "history": {"sft/loss": series(3.0, 0.2), **held_out},
+        "metrics": metrics | changes.pop("metrics", {}),
+        "history": {"sft/loss": series(3.0, 1.0, 0.8, 0.5, 0.3, 0.2), **held_out},
         "said": [said],
     }  # fmt: skip
     return Training(**facts | changes)
@@ -130,3 +131,11 @@ def test_samples_show_the_way_with_what_a_model_said_as_text():
 
 def test_the_page_of_a_skipped_stage_names_the_base_model():
     assert "the policy is the base model org/tiny&lt;1&gt;" in skipped_page("org/tiny<1>").render()
+
+
+def test_where_the_loss_on_what_is_trained_on_stayed_it_neither_memorises_nor_diverged():
+    level = {"sft/loss": series(3.0, 1.0, 0.9, 0.9, 0.903, 0.902)}
+    made = training([3.0, 1.0, 0.9, 1.1, 1.3, 1.4], metrics={"loss": 0.902}, said=[])
+    page = training_page(replace(made, history=made.history | level)).render()
+    assert "Got worse" in page
+    assert "while that on those trained on stayed at 0.902: more steps make it worse" in page
