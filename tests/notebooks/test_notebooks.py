@@ -50,7 +50,7 @@ def test_the_first_notebook_finds_what_was_planted_in_the_demo_s_data(tmp_path):
     assert found["bad_choice"] == (10, "10 rows in quarantine")
     assert found["contradictions"][1].startswith("Two candidates labelled both ways: 40, in 80 of 2,260 pairs")
     assert found["shared_prompts"][1].startswith("20 of 500 evaluation prompts are trained on")
-    assert found["private_data"][1].endswith("e-mail address in 3.")
+    assert "e-mail address in 3. Looked for: " in found["private_data"][1]
     planted, said = found["duplicates"]
     # A made-up pair comes twice by chance, once in a while.
     assert planted <= int(said.split(" of ")[0]) <= planted + 5
