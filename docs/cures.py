@@ -61,7 +61,6 @@ CURES = {
     "--data …, row …: found no … among …": "Rename the field that holds the prompt.",
     "--data …: cannot be read as rows (…: …)": "Give JSON Lines, JSON or Parquet.",
     "--grader …: cannot be read as YAML (…)": "Correct the file at the place that stands in brackets.",
-    "…: api_key_env: the variable … is not set": "Set it where the stage runs: on a cluster from a Secret.",
     "… during …, so its process was ended": "Mend the grader; the first words say what it did.",
     "evaluation.grader: it gave no completion a grade (…)": "Try it with `rlhf grade` first.",
     "… took more than … s, so its process was ended": "Make it faster, or give it more `timeout_seconds`.",

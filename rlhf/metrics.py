@@ -175,10 +175,10 @@ def ignores_prompt(accuracy: float, accuracy_swapped: float) -> bool:
     return accuracy - accuracy_swapped <= 0.05
 
 
-def change_since(series: Sequence[tuple[int, float]], step: int) -> float:
-    """By how much a logged series ended above where it had come by a step, noise apart (`late_mean`)."""
+def then_and_now(series: Sequence[tuple[int, float]], step: int) -> tuple[float, float]:
+    """Where a logged series had come by a step, and where it ended, noise apart (`late_mean`)."""
     until = [point for point in series if point[0] <= step] or series[:1]
-    return late_mean(series) - late_mean(until)
+    return late_mean(until), late_mean(series)
 
 
 def late_mean(series: Sequence[tuple[int, float]]) -> float:

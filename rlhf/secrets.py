@@ -1,4 +1,5 @@
-"""Tokens from Google's Secret Manager: read when a stage starts, so that no file or job ever holds them."""
+"""Keys in environment variables, and tokens that get there from Google's Secret Manager when a stage starts, so that no
+file or job ever holds them."""
 
 import base64
 import json
@@ -50,6 +51,25 @@ def resolve() -> None:
         raise ConfigError(
             f"secrets: Secret Manager does not answer ({type(error).__name__}), asked for {', '.join(named)}"
         ) from error
+
+
+def key_in(variable: str, parameter: str) -> str:
+    """The key that an environment variable holds, as a header takes it.
+
+    Args:
+        parameter: What named the variable, for messages.
+
+    Raises:
+        ConfigError: There is none, or it has characters that no key has. No message ever has the key.
+    """
+    key = os.environ.get(variable, "").strip()  # what a Secret is made from often ends in a line break
+    if not key or not key.isascii() or not key.isprintable():
+        what = "characters that no key has" if key else "empty or unset"
+        raise ConfigError(
+            f"{parameter}: found the environment variable {variable} {what}, expected the key in it; on a cluster it "
+            "comes from a Secret"
+        )
+    return key
 
 
 def _named() -> dict[str, str]:

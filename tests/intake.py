@@ -15,6 +15,10 @@ from rlhf.data.template import Template
 from rlhf.data_validation.canonical import write_canonical
 from rlhf.data_validation.index import Index
 
+VERTEX = {"input_text": "A post.", "candidate_0": "the first", "candidate_1": "the second", "choice": 1}
+TRL = {"prompt": "P", "chosen": "one", "rejected": "zero"}
+GOOD = json.dumps(VERTEX)
+
 
 @dataclass
 class Read:
@@ -60,3 +64,10 @@ def write_rows(path: Path, rows: list) -> str:
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     path.write_text("".join(f"{line}\n" for line in lines))
     return str(path)
+
+
+def chats(author: str, **more) -> list[dict]:
+    """Conversations of two and of four messages; a message of the user's, then of the assistant's."""
+    texts = ["Hi?", "Hello.", "And?", "Bye."]
+    turns = [{author: ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
+    return [{"messages": turns[:2], **more}, {"messages": turns, **more}]

@@ -33,10 +33,6 @@ class Prediction(BaseModel):
     def is_cut(self) -> bool:
         return self.finish_reason == "length"
 
-    @property
-    def words(self) -> int:
-        return len(self.prediction.split())
-
 
 class _Inputs(BaseModel):
     inputs_pretokenized: str

@@ -4,7 +4,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Literal
 
+from rlhf.data.predictions import Prediction
 from rlhf.evaluator import health
 from rlhf.evaluator.compare import Interval, bradley_terry, outcomes_of, paired_difference, rows_needed
 from rlhf.evaluator.config import EvaluatorConfig
@@ -28,8 +30,8 @@ class Measures:
     """ROUGE-L by id."""
     health_before: Health
     health_after: Health
-    length: str
-    """In what lengths are measured: "tokens", or "words" where somebody's tokens were not counted."""
+    length: Literal["tokens", "words"]
+    """In what lengths are measured: words where somebody's tokens were not counted."""
     strengths: Mapping[str, Interval]
     """Bradley-Terry, by model."""
     card: ModelCard | None
@@ -58,7 +60,7 @@ def measure(
     references = [p.reference for p in with_reference]
     flat: dict[str, float | None] = {"rows": len(pairs), "rows_with_reference": len(references)}
     counted = all(p.tokens is not None for predictions in sides.values() for p in predictions)
-    length = "tokens" if counted else "words"
+    length: Literal["tokens", "words"] = "tokens" if counted else "words"
     by_id, found = {}, {}
     for side, predictions in sides.items():
         texts = [getattr(p, side).prediction for p in with_reference]
@@ -67,7 +69,8 @@ def measure(
         flat |= _against_references(config, side, texts, references, scores)
         ended = [None if p.finish_reason is None else not p.is_cut for p in predictions]
         found[side] = health.health([p.prompt for p in pairs], [p.prediction for p in predictions], ended)
-        flat |= _of_health(side, found[side]) | {f"{length}_{side}": fmean(getattr(p, length) for p in predictions)}
+        flat |= _of_health(side, found[side])
+        flat[f"{length}_{side}"] = fmean(length_of(p, length) for p in predictions)
     changed = paired_difference(list(by_id["before"].values()), list(by_id["after"].values()), config.seed)
     flat |= {"rouge_l_change_low": changed.low, "rouge_l_change_high": changed.high} if changed else {}
     for judgement in judgements:
@@ -86,6 +89,10 @@ def measure(
         beyond=beyond,
         flat={name: float(value) for name, value in flat.items() if value is not None},
     )
+
+
+def length_of(prediction: Prediction, unit: Literal["tokens", "words"]) -> int:
+    return prediction.tokens if unit == "tokens" else len(health.words(prediction.prediction))
 
 
 def _against_references(

@@ -14,7 +14,7 @@ from rlhf.evaluator.compare import ties_half
 from rlhf.evaluator.config import EvaluatorConfig
 from rlhf.evaluator.curves import Series, training_curves
 from rlhf.evaluator.judgements import REWARD_MODEL, Judgement
-from rlhf.evaluator.measures import Measures
+from rlhf.evaluator.measures import Measures, length_of
 from rlhf.evaluator.pairs import Pair
 from rlhf.evaluator.verdict import Verdict
 from rlhf.models.card import ModelCard
@@ -357,8 +357,8 @@ def _browsed(result: Evaluation, place: int) -> Row:
     pair, main = result.pairs[place], result.main
     before, after = main.before[place], main.after[place]
     facts = {
-        "before": _facts(result.unit, pair.before, before, result.measures.rouge_before.get(pair.id)),
-        "after": _facts(result.unit, pair.after, after, result.measures.rouge_after.get(pair.id)),
+        "before": _facts(result, pair.before, before, result.measures.rouge_before.get(pair.id)),
+        "after": _facts(result, pair.after, after, result.measures.rouge_after.get(pair.id)),
     }
     if pair.id in main.reference:
         facts["reference"] = f"{result.unit} {signed(main.reference[pair.id])}"
@@ -369,7 +369,7 @@ def _browsed(result: Evaluation, place: int) -> Row:
             change = result.measures.rouge_after[pair.id] - result.measures.rouge_before[pair.id]
         scores["ROUGE-L"] = change
     length = result.measures.length
-    scores[length] = float(getattr(pair.after, length) - getattr(pair.before, length))
+    scores[length] = float(length_of(pair.after, length) - length_of(pair.before, length))
     return Row(
         id=pair.id,
         prompt=without_marks(pair.prompt),
@@ -392,10 +392,11 @@ def _change(judgement: Judgement, place: int) -> float | None:
     return None if before is None or after is None else after - before
 
 
-def _facts(unit: str, prediction: Prediction, reward: float | None, rouge_l: float | None) -> str:
+def _facts(result: Evaluation, prediction: Prediction, reward: float | None, rouge_l: float | None) -> str:
+    length = result.measures.length
     facts = [
-        f"{unit} {'not known' if reward is None else signed(reward)}",
-        count(prediction.words, "word") if prediction.tokens is None else count(prediction.tokens, "token"),
+        f"{result.unit} {'not known' if reward is None else signed(reward)}",
+        count(length_of(prediction, length), length.removesuffix("s")),
     ]
     if rouge_l is not None:
         facts.append(f"ROUGE-L {rouge_l:.2f}")

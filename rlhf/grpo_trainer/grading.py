@@ -84,9 +84,7 @@ def refuse_bad(config: GRPOTrainerConfig, update: Update, number: int) -> None:
     bad = scored.bad
     none = ", ".join(f"{name}: {grades.count(None)} None" for name, grades in scored.parts.items() if None in grades)
     why = next(iter(scored.faults.values()), none or "NaN or infinite")
-    # All completions of a prompt may have its fault.
-    allowed = max(config.group_size, config.max_bad_rewards * rows) if config.max_bad_rewards else 0
-    if bad > allowed:
+    if scored.too_many_bad(config.max_bad_rewards, config.group_size):
         raise TrainingError(
             f"update {number}: {bad} of {rows} completions got no finite grade ({why}); more than "
             f"max_bad_rewards ({config.max_bad_rewards:g}) allows: mend the grader, or raise it"

@@ -282,19 +282,14 @@ class Learner:
         with torch.no_grad():
             for name, parameter in self.networks.named_parameters():
                 parameter.copy_(spread_like(tensors[f"weight.{name}"], parameter))
-        # By name: in which order the optimiser has them depends on which are spread, and so on how many processes there
-        # are.
-        trained = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        index = {parameter: place for place, parameter in enumerate(trained)}
+        # By name, for their order depends on which are spread, and so on how many processes there are.
         named = dict(self.networks.named_parameters())
-        state = self.optimizer.state_dict()
         for key, value in tensors.items():
             kind, _, rest = key.partition(".")
             if kind == "optimizer":
                 name, _, moment = rest.rpartition(".")
                 like = spread_like(value, named[name]) if value.dim() else value  # the count of steps has none
-                state["state"].setdefault(index[named[name]], {})[moment] = like
-        self.optimizer.load_state_dict(state)
+                self.optimizer.state[named[name]][moment] = like.to(named[name].device)
 
     def _values(self, episode: Episode) -> int:
         """Positions of an episode that have a value."""

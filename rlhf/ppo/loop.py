@@ -355,9 +355,7 @@ def _finite(config: PPOTrainerConfig, scored: Scored, state: RunState, run: Run)
     bad, rows = scored.bad, len(scored.total)
     state.bad_rewards += bad
     state.not_judged += scored.not_judged
-    # All episodes of a prompt may have its fault.
-    allowed = max(config.group_size, config.max_bad_rewards * rows) if config.max_bad_rewards else 0
-    if bad > allowed:
+    if scored.too_many_bad(config.max_bad_rewards, config.group_size):
         raise TrainingError(
             f"update {update}: {bad} of {rows} episodes have no finite reward ({_culprits(scored)}); more than "
             f"max_bad_rewards ({config.max_bad_rewards:g}) allows: mend what rewards them, or raise it"

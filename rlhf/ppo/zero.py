@@ -96,7 +96,8 @@ class Zero:
         """Take over what `state` gave, which every process has."""
         import deepspeed
 
-        step = next((value for key, value in tensors.items() if _is_step(key)), None)
+        steps = (value for key, value in tensors.items() if key.startswith("optimizer.") and key.endswith(".step"))
+        step = next(steps, None)
         if step is not None:  # moments are there once a step was taken; one without a gradient changes no weight
             with self.one_gradient():
                 pass
@@ -131,10 +132,6 @@ def unshard(model: nn.Module) -> None:
         with deepspeed.zero.GatheredParameters([parameter]):
             whole = parameter.data.clone()
         parameter.data = whole
-
-
-def _is_step(key: str) -> bool:
-    return key.startswith("optimizer.") and key.endswith(".step")
 
 
 def _is_spread(parameter: nn.Parameter) -> bool:

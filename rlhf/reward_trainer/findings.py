@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf.errors import TrainingError
-from rlhf.metrics import Accuracy, accuracy, change_since, ignores_prompt
+from rlhf.metrics import Accuracy, accuracy, ignores_prompt, then_and_now
 from rlhf.reward_trainer.measures import (
     Baseline,
     Calibration,
@@ -316,7 +316,8 @@ def _overfit_after(history: Mapping[str, Sequence[tuple[int, float]]]) -> int | 
     if not losses or not selection:
         return None
     step, lowest = min(selection, key=lambda point: point[1])
-    overfits = selection[-1][1] >= OVERFIT * lowest and change_since(losses, step) < 0
+    then, now = then_and_now(losses, step)
+    overfits = selection[-1][1] >= OVERFIT * lowest and now < then
     return step if overfits and selection[-1][0] > step else None
 
 

@@ -149,44 +149,38 @@ def drop(before: np.ndarray, after: np.ndarray, prompts: np.ndarray) -> Drop:
     return Drop(float(change.mean()), float(centre - half), float(centre + half))
 
 
-def baseline(rule: np.ndarray, right: np.ndarray, prompts: np.ndarray | None = None) -> Baseline:
+def baseline(rule: np.ndarray, right: np.ndarray, prompts: np.ndarray) -> Baseline:
     """Compare a rule with the model, pair by pair.
 
     Args:
         rule: (pairs,) whether the rule takes the chosen response, NaN where it does not decide: such pairs count for
             neither, as in data validation's own share of longer candidates that were chosen.
         right: (pairs,) whether the model ranks the pair right.
-        prompts: (pairs,) what stands for each pair's prompt; None: each has its own.
+        prompts: (pairs,) what stands for each pair's prompt.
 
     The exact test of McNemar 1947: of the pairs where just one of the two is right, each is so in half of them. Pairs
     of one prompt count for as many as they are worth (`rlhf.metrics.independent`).
     """
     decided = ~np.isnan(rule)
-    rule, right, prompts = rule[decided] == 1, right[decided], _some(prompts, decided)
+    rule, right, prompts = rule[decided] == 1, right[decided], prompts[decided]
     p = None
     if rule.size:
         only_one = right != rule
-        worth = round(_worth(right[only_one], _some(prompts, only_one)))
+        worth = round(_worth(right[only_one], prompts[only_one]))
         p = float(binomtest(round(right[only_one].mean() * worth), worth).pvalue) if worth else 1.0
     return Baseline(share_of(rule, prompts), share_of(right, prompts), p)
 
 
-def share_of(hits: np.ndarray, prompts: np.ndarray | None = None) -> Share:
+def share_of(hits: np.ndarray, prompts: np.ndarray) -> Share:
     """Of booleans; pairs of one prompt are not independent."""
     return share(int(hits.sum()), hits.size, _worth(hits, prompts))
 
 
-def _worth(hits: np.ndarray, prompts: np.ndarray | None) -> float:
-    return hits.size if prompts is None or not hits.size else independent(hits.tolist(), prompts.tolist())
+def _worth(hits: np.ndarray, prompts: np.ndarray) -> float:
+    return independent(hits.tolist(), prompts.tolist()) if hits.size else 0.0
 
 
-def _some(prompts: np.ndarray | None, inside: np.ndarray) -> np.ndarray | None:
-    return None if prompts is None else prompts[inside]
-
-
-def by_length(
-    chosen: np.ndarray, rejected: np.ndarray, right: np.ndarray, prompts: np.ndarray | None = None
-) -> list[Group]:
+def by_length(chosen: np.ndarray, rejected: np.ndarray, right: np.ndarray, prompts: np.ndarray) -> list[Group]:
     """Pairs by how long the chosen response is beside the rejected one; only groups that hold pairs.
 
     Args:
@@ -201,10 +195,10 @@ def by_length(
         ("longer", (relative > AS_LONG) & (relative <= FAR_APART)),
         ("over 1.5 times as long", relative > FAR_APART),
     )
-    return [Group(label, share_of(right[inside], _some(prompts, inside))) for label, inside in groups if inside.any()]
+    return [Group(label, share_of(right[inside], prompts[inside])) for label, inside in groups if inside.any()]
 
 
-def by_size(values: np.ndarray, right: np.ndarray, prompts: np.ndarray | None = None, parts: int = 4) -> list[Group]:
+def by_size(values: np.ndarray, right: np.ndarray, prompts: np.ndarray, parts: int = 4) -> list[Group]:
     """Pairs in `parts` of about the same size, by quantiles of `values`; by value where there are no more values."""
     distinct = np.unique(values)
     if distinct.size <= parts:
@@ -215,12 +209,12 @@ def by_size(values: np.ndarray, right: np.ndarray, prompts: np.ndarray | None = 
     for part in np.unique(member):
         inside = member == part
         low, high = (three(edge) for edge in (values[inside].min(), values[inside].max()))
-        found = share_of(right[inside], _some(prompts, inside))
+        found = share_of(right[inside], prompts[inside])
         groups.append(Group(low if low == high else f"{low} to {high}", found))
     return groups
 
 
-def calibration(difference: np.ndarray, prompts: np.ndarray | None = None) -> Calibration:
+def calibration(difference: np.ndarray, prompts: np.ndarray) -> Calibration:
     """Reliability bins and expected calibration error (Guo et al. 2017, eq. 2 and 3), over 10 bins of equal width.
 
     By the Bradley-Terry model that the loss fits, the probability that the higher scored response is the better one is
@@ -228,15 +222,15 @@ def calibration(difference: np.ndarray, prompts: np.ndarray | None = None) -> Ca
 
     Args:
         difference: (pairs,) score of the chosen response less that of the rejected one.
-        prompts: (pairs,) what stands for each pair's prompt; None: each has its own.
+        prompts: (pairs,) what stands for each pair's prompt.
     """
-    prompts, difference = _some(prompts, difference != 0), difference[difference != 0]
+    prompts, difference = prompts[difference != 0], difference[difference != 0]
     if not difference.size:
         return Calibration([], None, None, share(0, 0))
     confidence, right = expit(abs(difference)), difference > 0
     member = np.digitize(confidence, np.linspace(0.5, 1, BINS + 1)[1:-1], right=True)
     bins = [
-        Bin(float(confidence[inside].mean()), share_of(right[inside], _some(prompts, inside)))
+        Bin(float(confidence[inside].mean()), share_of(right[inside], prompts[inside]))
         for inside in (member == part for part in np.unique(member))
     ]
     ece = sum(b.right.of * abs(b.right.rate - b.confidence) for b in bins) / difference.size
@@ -307,14 +301,12 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation | None:
     return Correlation(value, *(float(np.tanh(np.arctanh(value) + side * half)) for side in (-1, 1)))
 
 
-def sensitivity(
-    before: np.ndarray, after: Sequence[float | None], prompts: np.ndarray | None = None
-) -> Sensitivity | None:
+def sensitivity(before: np.ndarray, after: Sequence[float | None], prompts: np.ndarray) -> Sensitivity | None:
     """How scores change, over those measured; None where nothing was."""
     after = np.array(after, dtype=float)
     known = ~np.isnan(after)
     changes = (after - before)[known]
-    return Sensitivity(float(changes.mean()), share_of(changes < 0, _some(prompts, known))) if changes.size else None
+    return Sensitivity(float(changes.mean()), share_of(changes < 0, prompts[known])) if changes.size else None
 
 
 def _varying(correlate, x: np.ndarray, y: np.ndarray):

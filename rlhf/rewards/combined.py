@@ -35,6 +35,15 @@ class Scored:
         """Rows that no part judged: they earn nothing, and nothing is wrong with them."""
         return sum(all(grade is None for grade in row) for row in zip(*self.parts.values(), strict=True))
 
+    def too_many_bad(self, most: float, group_size: int) -> bool:
+        """Whether more rows are bad than are left out.
+
+        Args:
+            most: Share of the rows; 0 allows none.
+            group_size: Rows of one prompt, all of which may have its fault, and are left out whatever their share.
+        """
+        return self.bad > (max(group_size, most * len(self.total)) if most else 0)
+
 
 class Rewards:
     """What earns a reward in a run. As a context manager it ends the functions' processes."""

@@ -20,6 +20,7 @@ import psutil
 from rlhf.errors import ConfigError, RlhfError, TrainingError
 from rlhf.rewards import sandbox
 from rlhf.rewards.config import RewardFunction
+from rlhf.rewards.worker import row_name
 
 LOAD_SECONDS = 600.0  # for imports and whatever model the function's module loads
 WATCH_SECONDS = 0.25  # between two looks at what a function takes
@@ -127,11 +128,7 @@ class FunctionReward:
                 found, found_faults = [math.nan] * of_part, dict.fromkeys(range(of_part), self._cause(error))
             rewards += found
             faults |= {start + row: words for row, words in found_faults.items()}
-        ids = columns.get("id")
-        self.faults = {
-            row: f"{self.config.words}: {words}" + (f" (id {ids[row]!r})" if ids and "(id " not in words else "")
-            for row, words in faults.items()
-        }
+        self.faults = {row: f"{self.config.words}: {words}" for row, words in faults.items()}
         assert len(rewards) == rows
         return rewards
 
@@ -183,14 +180,16 @@ class FunctionReward:
         faults: dict[int, str] = {}
         bad = 0
         suspects = [(range(rows), ended.words)]
+        if not ended.may_be_a_row:
+            raise ended.error
         while suspects:
-            if not ended.may_be_a_row or bad + len(suspects) > most:
+            if bad + len(suspects) > most:
                 raise ended.error
             part, words = suspects.pop()
             if len(part) == 1:
                 bad += 1
                 rewards[part.start] = math.nan
-                faults[part.start] = f"{words} for row {part.start + 1} of {rows}"
+                faults[part.start] = f"{words} for {row_name(part.start, rows, batch.get('id', []))}"
                 continue
             middle = len(part) // 2
             for half in (part[:middle], part[middle:]):

@@ -3,7 +3,6 @@
 import http.client
 import json
 import math
-import os
 import time
 import urllib.error
 import urllib.request
@@ -14,8 +13,10 @@ from typing import Any
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential
 
 from rlhf.data.file_systems import redacted
-from rlhf.errors import ConfigError, TrainingError
+from rlhf.errors import TrainingError
 from rlhf.rewards.config import RewardFunction
+from rlhf.rewards.worker import row_name
+from rlhf.secrets import key_in
 
 ANSWER_BYTES = 2**24
 SHOWN = 120  # characters of an answer, in messages
@@ -35,21 +36,14 @@ class ServiceGrader:
     def __init__(self, config: RewardFunction):
         """
         Raises:
-            ConfigError: The variable that is to hold the key is not set, or holds what no header can.
+            ConfigError: The variable that is to hold the key does not.
         """
         self.config = config
         self.faults: dict[int, str] = {}
         self._where = redacted(config.http)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if config.api_key_env:
-            key = os.environ.get(config.api_key_env, "").strip()
-            if not key:
-                raise ConfigError(f"{config.words}: api_key_env: the variable {config.api_key_env} is not set")
-            if not key.isascii() or not key.isprintable():
-                raise ConfigError(
-                    f"{config.words}: api_key_env: the variable {config.api_key_env} has characters that no key has, "
-                    "expected the key alone"
-                )
+            key = key_in(config.api_key_env, f"{config.words}: api_key_env")
             self._headers["Authorization"] = f"Bearer {key}"
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix=config.name)
         # A redirect would take the key to another host.
@@ -94,9 +88,7 @@ class ServiceGrader:
             return float(grade)
         said = grade["error"] if isinstance(grade, dict) and isinstance(grade.get("error"), str) else None
         what = f"could not grade ({said[:SHOWN]})" if said is not None else f"gave {_short(grade)}, no number or null,"
-        self.faults[row] = f"{self.config.words}: {what} row {row + 1} of {rows}" + (
-            f" (id {ids[row]!r})" if ids else ""
-        )
+        self.faults[row] = f"{self.config.words}: {what} {row_name(row, rows, ids or [])}"
         return math.nan
 
     def _ask(self, body: bytes, rows: int, first: Any) -> list[Any]:

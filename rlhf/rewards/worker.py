@@ -25,9 +25,7 @@ from rlhf.rewards import sandbox
 
 MESSAGE_LENGTH = 500  # characters of an exception's message that are shown
 SIGNATURE = "fn(prompts, completions, **columns)"
-TRIES = (
-    8  # rows from all over a batch that are graded first, all of which raise where it is the function that is at fault
-)
+TRIES = 8  # rows from all over a batch that are graded first: where all raise, it is the function that is at fault
 
 
 class Unusable(Exception):

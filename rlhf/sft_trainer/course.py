@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from rlhf.metrics import change_since, late_mean
+from rlhf.metrics import then_and_now
 
 Course = Literal["falling", "level", "rising", "never fell"]
 
@@ -31,9 +31,8 @@ def course(points: Sequence[tuple[int, float]]) -> Course:
 
 def since(losses: Sequence[tuple[int, float]], step: int) -> Literal["fell", "rose", "level"]:
     """Where the loss on what is trained on went since a step, noise apart; what counts is a change as in `course`."""
-    end = late_mean(losses)
-    then = end - change_since(losses, step)
-    return "rose" if _is_higher(end, then) else "fell" if _is_higher(then, end) else "level"
+    then, now = then_and_now(losses, step)
+    return "rose" if _is_higher(now, then) else "fell" if _is_higher(then, now) else "level"
 
 
 def _is_higher(loss: float, other: float) -> bool:

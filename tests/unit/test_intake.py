@@ -7,23 +7,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rlhf.data import intake, sources
-from rlhf.data.columns import FEWEST_ROWS, LAYOUTS, pick_columns
-from rlhf.data.formats import Shape, Unfit, convert, own_id, parse, recognise
+from rlhf.data.formats import Shape
 from rlhf.data.intake import Intake
 from rlhf.errors import DataError
-from tests.intake import convert_source, read_source, write_rows
-
-VERTEX = {"input_text": "A post.", "candidate_0": "the first", "candidate_1": "the second", "choice": 1}
-TRL = {"prompt": "P", "chosen": "one", "rejected": "zero"}
-GOOD = json.dumps(VERTEX)
+from tests.intake import GOOD, TRL, VERTEX, chats, convert_source, read_source, write_rows
 
 
 def test_nothing_is_lost_and_the_quarantine_holds_rows_whole(tmp_path):
@@ -223,94 +215,20 @@ def test_ids_are_unique_across_blocks_and_the_same_however_blocks_are_cut(tmp_pa
     assert len({row["id"] for row in cut.rows}) == 400
 
 
-def test_the_columns_of_parquet_are_read_like_lines(tmp_path):
-    rows = [
-        VERTEX | {"choice": n % 2, "input_text": f"Post {n}.", "margin": n % 3 or None, "score": 5} for n in range(100)
-    ]
-    rows.append(rows[0] | {"choice": None})
-    lines = read_source(write_rows(tmp_path / "a.jsonl", rows))
-    texts = (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))
-    numbers = ((pa.int8(), pa.uint64()), (pa.float32(), pa.float16()), (pa.float64(), pa.float32()))
-    schemas = [pa.schema(zip(rows[0], (*texts, *types, pa.int8()), strict=True)) for types in numbers]
-    for schema in (None, *schemas):
-        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
-        parquet = read_source(tmp_path / "a.parquet")
-        assert parquet.rows == lines.rows
-        assert [(q["line"], q["offset"], q["reason"]) for q in parquet.quarantined] == [(101, None, "bad_choice")]
-        assert json.loads(parquet.quarantined[0]["row"]) == rows[-1]
-
-
-def test_parquet_is_read_so_many_bytes_at_a_time_however_long_its_rows_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 1 << 16)
-    rows = [VERTEX | {"input_text": f"{n} " * 3_000} for n in range(100)]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    same = [VERTEX | {"input_text": "The same post. " * 1_000}] * 100  # of which the file holds one
-    pq.write_table(pa.Table.from_pylist(same), tmp_path / "b.parquet")
-    source = sources.Source(str(tmp_path / "*.parquet"), "preference_dataset")
-    blocks = [piece.block() for piece in source.pieces()]
-    assert max(block.nbytes for block in blocks) < 2 << 16
-    assert len(blocks) > 20
-    assert [block.line[0].as_py() for block in blocks[:2]] == [1, 1 + len(blocks[0])]
-    assert sum(map(len, blocks)) == 200
-
-
-@pytest.mark.parametrize("damage", [{}, {"choice": None}])
-def test_a_row_of_parquet_that_is_too_long_is_put_aside_as_a_line_is(tmp_path, damage):
-    long = VERTEX | {"extra": "x" * (4 << 20)} | damage
-    short = VERTEX | {"extra": None}
-    rows = [short, long, short | {"input_text": "x y " * (1 << 18)}, long, short]
-    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    write_rows(tmp_path / "a.jsonl", rows)
-    lines, parquet = (convert_source(tmp_path / name, "prompts") for name in ("a.jsonl", "a.parquet"))
-    for read in (lines, parquet):
-        assert [(q["line"], q["reason"], q["field"]) for q in read.quarantined] == [
-            (2, "too_long", ""),
-            (4, "too_long", ""),
-        ]
-        assert [row["line"] for row in read.rows] == [1, 3, 5]
-    assert json.loads(parquet.quarantined[0]["row"]) == long
-
-
-def test_a_dictionary_of_many_texts_does_not_make_its_rows_too_long(tmp_path):
-    rows = [VERTEX | {"input_text": f"{n} " * 10_000} for n in range(300)]
-    schema = pa.schema({**dict.fromkeys(VERTEX, pa.string()), "choice": pa.int8()})
-    schema = schema.set(0, pa.field("input_text", pa.dictionary(pa.int32(), pa.string())))
-    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
-    assert len(convert_source(tmp_path / "a.parquet", "prompts").rows) == 300
-
-
-def chats(author: str, **more) -> list[dict]:
-    """Conversations of two and of four messages; a message of the user's, then of the assistant's."""
-    texts = ["Hi?", "Hello.", "And?", "Bye."]
-    turns = [{author: ("user", "assistant")[n % 2], "content": text} for n, text in enumerate(texts)]
-    return [{"messages": turns[:2], **more}, {"messages": turns, **more}]
-
-
-@pytest.mark.parametrize("kind", ["preferences", "prompts", "demonstrations"])
-def test_a_conversation_is_the_same_where_parquet_gives_every_message_every_field(tmp_path, kind):
-    candidates = {"candidate_0": "one", "candidate_1": "zero", "choice": 0}
-    rows = chats("author", **candidates)
-    inside = [{"messages": [*row["messages"][:-1], {"author": "assistant", **candidates}]} for row in chats("author")]
-    if kind == "preferences":
-        rows = [{**row, "messages": row["messages"][:-1]} for row in rows] + inside
-    for name, some in (("a", rows), ("b", inside[:1] + rows[:1])):
-        lines = convert_source(write_rows(tmp_path / f"{name}.jsonl", some), kind)
-        whole = [dict.fromkeys(candidates) | row for row in some]
-        pq.write_table(pa.Table.from_pylist(whole), tmp_path / f"{name}.parquet")
-        read = convert_source(tmp_path / f"{name}.parquet", kind)
-        origin = {"offset": None}
-        assert [row | origin for row in read.rows] == [row | origin for row in lines.rows]
-        assert [(q["line"], q["reason"]) for q in read.quarantined] == [
-            (q["line"], q["reason"]) for q in lines.quarantined
-        ]
-        assert lines.rows
-
-
 def test_messages_are_read_where_the_prompt_beside_them_is_null(tmp_path):
     rows = [row | {"prompt": None, "chosen": None, "rejected": None} for row in chats("role")]
     for kind in ("prompts", "demonstrations"):
         read = convert_source(write_rows(tmp_path / "a.jsonl", rows), kind)
         assert [row["prompt"].count("user: ") for row in read.rows] == [1, 2]
+
+
+def test_fields_of_an_annotators_name_deeper_in_rows_are_looked_at_a_few_times_only(tmp_path, monkeypatch):
+    rows = [TRL | {"chosen": f"one {n}", "metadata": {"worker": n}} for n in range(500)]
+    looked = []
+    value = intake._value
+    monkeypatch.setattr(intake, "_value", lambda block, index: looked.append(index) or value(block, index))
+    assert {row["annotator"] for row in convert_source(write_rows(tmp_path / "a.jsonl", rows)).rows} == {None}
+    assert len(looked) < 50
 
 
 # Damage, each of one kind
@@ -427,157 +345,6 @@ def test_rows_can_be_read_again_by_their_lines(tmp_path):
     ]
 
 
-# Random rows and random damage
-
-texts = st.text(max_size=30) | st.sampled_from(["TL;DR:", " ", "a b", "[x]:", "größe:", "\ud800", "\0", "x" * 40, ":"])
-margins = st.sampled_from([1, 0.1, 16_777_217, 0, -0.0, 1e-46, 1e39, "1"]) | st.integers() | st.floats() | st.none()
-junk = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.lists(texts, max_size=2) | st.just({"a": 1})
-rows = st.fixed_dictionaries(
-    {
-        "input_text": texts | junk,
-        "candidate_0": texts,
-        "candidate_1": texts,
-        "choice": st.sampled_from([0, 1, 1.0]) | junk,
-    },
-    optional={
-        "id": texts | st.integers(),
-        "worker": texts | st.integers(-9, 9),
-        "output_text": texts | junk,
-        "chosen": st.none() | texts,
-        "margin": margins,
-        "extra": junk,
-    },
-)
-trl_rows = st.fixed_dictionaries(
-    {"prompt": texts, "chosen": texts | junk, "rejected": texts},
-    optional={
-        "completion": texts | junk,
-        "label": texts | junk,
-        "choice": st.integers(0, 1) | junk,
-        "id": texts | st.integers(),
-        "margin": margins,
-        "extra": junk,
-    },
-)
-
-
-@st.composite
-def damaged_lines(draw, kind):
-    lines = []
-    for row in draw(st.lists(kind, min_size=1, max_size=3 * FEWEST_ROWS)):
-        line = json.dumps(row, ensure_ascii=draw(st.booleans())).encode(errors="replace").decode()
-        damage = draw(st.integers(0, 9))
-        place = draw(st.integers(0, len(line)))
-        if damage == 0:
-            line = line[:place] + draw(st.text(max_size=3)) + line[place:]
-        elif damage == 1:
-            line = line[:place] + line[place + 1 :]
-        elif damage == 2:
-            line = f" {line} \t"
-        lines.append(line.encode(errors="replace").decode().replace("\n", " ").replace("\r", " "))
-    return lines
-
-
-def by_row(lines, kind, shape):
-    """What the rules say of each line, one by one: (line, texts) of those kept, (line, reason, field) of others."""
-    kept, aside = [], []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse(line)
-            if recognise(row) not in (None, shape):
-                return None
-            canonical = convert(row, shape, kind)
-            if canonical.get("margin") is not None:
-                canonical["margin"] = float(np.float32(canonical["margin"]))
-            kept.append((number, own_id(row), canonical))
-        except Unfit as unfit:
-            aside.append((number, str(unfit.reason), unfit.field))
-    return kept, aside
-
-
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-@pytest.mark.parametrize("shape", [Shape.VERTEX_TEXT, Shape.TRL])
-@pytest.mark.parametrize("kind", ["preferences", "prompts", "demonstrations"])
-def test_columns_say_of_random_rows_and_damage_what_the_rules_say_row_by_row(shape, kind, data):
-    assert (shape, kind) in LAYOUTS
-    first = VERTEX | {"output_text": "x y"} if shape is Shape.VERTEX_TEXT else TRL | {"completion": "x y"}
-    drawn = data.draw(damaged_lines(rows if shape is Shape.VERTEX_TEXT else trl_rows))
-    lines = [json.dumps(first), *drawn, json.dumps(first)]
-    expected = by_row(lines, kind, shape)
-    with tempfile.TemporaryDirectory() as folder:
-        path = write_rows(Path(folder, "a.jsonl"), lines)
-        if expected is None:
-            with pytest.raises(DataError, match="two shapes"):
-                convert_source(path, kind)
-            return
-        kept, aside = expected
-        read = convert_source(path, kind)
-    assert [(q["line"], q["reason"], q["field"]) for q in read.quarantined] == aside
-    assert [{name: row[name] for name in canonical} for row, (*_, canonical) in zip(read.rows, kept, strict=True)] == [
-        canonical for *_, canonical in kept
-    ]
-    (count,) = read.counts.values()
-    assert (count.read, count.kept) == (len(kept) + len(aside), len(kept))
-    for row, (_, own, *_) in zip(read.rows, kept, strict=True):
-        assert row["own_id"] == own
-
-
-SPELT = [
-    *("1", "0", "-0", "-0.0", "0.1", "1e-46", "16777217", "9007199254740993", "3.4028234663852886e38", "3.4028235e38"),
-    *("1e39", "1e400", "-1", "-1e-300", "NaN", "-NaN", "Infinity", "Inf", "nan", "01", ".5", "1."),
-    *("true", "null", '"1"', "[1]", "{}"),
-]
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(SPELT) | st.floats().map(json.dumps) | st.integers().map(str), min_size=1))
-@pytest.mark.parametrize(
-    "row", [VERTEX | {"candidate_0": "the first"}, TRL | {"prompt": "a post", "chosen": "the one"}]
-)
-def test_columns_say_of_margins_however_they_are_spelt_what_the_rules_say_row_by_row(row, spelt):
-    lines = [f'{json.dumps(row)[:-1]}, "margin": {margin}}}' for margin in ("1", *spelt)]
-    kept, aside = by_row(lines, "preferences", recognise(row))
-    with tempfile.TemporaryDirectory() as folder:
-        read = convert_source(write_rows(Path(folder, "a.jsonl"), lines))
-    assert [(q["line"], q["reason"], q["field"]) for q in read.quarantined] == aside
-    # As text, for -0.0 equals 0.0 and is another in the digest.
-    assert [(r["line"], str(r["margin"])) for r in read.rows] == [(line, str(c["margin"])) for line, _, c in kept]
-
-
-@pytest.mark.parametrize("row", [VERTEX, TRL | {"prompt": "a post", "chosen": "the one", "rejected": "the other"}])
-def test_ordinary_rows_with_margins_are_left_to_the_columns(row, tmp_path, monkeypatch):
-    monkeypatch.setattr(Intake, "_convert_row", lambda *_: pytest.fail("left to the slow rules"))
-    rows = [row | {"margin": margin} for margin in (None, 0.5, 1, 0, None)]
-    write_rows(tmp_path / "a.jsonl", rows)
-    table = pa.Table.from_pylist(rows)
-    pq.write_table(table.set_column(len(row), "margin", table["margin"].cast(pa.float32())), tmp_path / "a.parquet")
-    for name in ("a.jsonl", "a.parquet"):
-        assert [r["margin"] for r in convert_source(tmp_path / name).rows] == [None, 0.5, 1, 0, None]
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=400), st.integers(0, 400))
-def test_random_bytes_are_read_or_refused_with_one_line_and_never_crash(content, place):
-    good = (GOOD + "\n").encode() * 3
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "a.jsonl")
-        path.write_bytes(good[:place] + content + good[place:])
-        said, read = "preference_dataset: ", None
-        try:
-            read = convert_source(path)
-        except DataError as error:
-            said = str(error)
-    assert said.startswith("preference_dataset: ")
-    assert "\n" not in said
-    if read is not None:
-        (count,) = read.counts.values()
-        assert count.read == count.kept + count.quarantined
-        assert (count.kept, count.quarantined) == (len(read.rows), len(read.quarantined))
-
-
 # Real files
 
 BLANK = {163: "blank_candidate"}
@@ -609,21 +376,3 @@ def test_a_real_openai_post_is_laid_out_as_carperai_does(real_data):
     assert rows[0]["prompt"].startswith("SUBREDDIT: r/relationships\n\nTITLE: Me [27 F] with my boyfriend")
     assert rows[0]["prompt"].endswith("his pace of talking?\n\nTL;DR:")
     assert rows[0]["chosen"].endswith("how do I deal with this?")
-
-
-def test_ids_of_64_bits_without_a_sign_are_read_as_columns_where_they_fit(tmp_path):
-    rows = [VERTEX | {"input_text": f"Post {n}."} for n in range(20)]
-    ids = pa.array(range(20), pa.uint64())
-    pq.write_table(pa.Table.from_pylist(rows).append_column("id", ids), tmp_path / "a.parquet")
-    (block,) = [piece.block() for piece in sources.Source(str(tmp_path / "a.parquet"), "preference_dataset").pieces()]
-    found, _ = pick_columns(block, pa.schema([("id", pa.int64())]))
-    assert len(found) == 20
-
-
-def test_fields_of_an_annotators_name_deeper_in_rows_are_looked_at_a_few_times_only(tmp_path, monkeypatch):
-    rows = [TRL | {"chosen": f"one {n}", "metadata": {"worker": n}} for n in range(500)]
-    looked = []
-    value = intake._value
-    monkeypatch.setattr(intake, "_value", lambda block, index: looked.append(index) or value(block, index))
-    assert {row["annotator"] for row in convert_source(write_rows(tmp_path / "a.jsonl", rows)).rows} == {None}
-    assert len(looked) < 50

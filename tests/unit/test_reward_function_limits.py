@@ -76,6 +76,7 @@ def test_memory_of_all_that_a_function_starts_is_limited_together(reward):
     soon(lambda: children() <= started)
 
 
+# Pss is in the /proc of Linux alone; elsewhere shared pages are counted for every process.
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what pages processes share")
 def test_memory_that_processes_share_is_counted_once(reward):
     function = reward(

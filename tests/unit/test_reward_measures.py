@@ -25,7 +25,7 @@ from tests.reward_findings import held_out, nothing_warns, ranked, scored, train
 
 def test_calibration_is_that_worked_out_by_hand():
     # sigmoid(0.2) = 0.549834 is in (0.5, 0.55], sigmoid(1) = 0.731059 in (0.7, 0.75], sigmoid(1.05) = 0.740775, too.
-    found = calibration(np.array([0.2, -0.2, 1.0, 1.05, -1.0, 1.0, 0.0]))
+    found = calibration(np.array([0.2, -0.2, 1.0, 1.05, -1.0, 1.0, 0.0]), np.arange(7))
     assert [(b.right.hits, b.right.of) for b in found.bins] == [(1, 2), (3, 4)]
     assert found.bins[0].confidence == pytest.approx(0.549834, abs=1e-6)
     assert found.bins[1].confidence == pytest.approx((3 * 0.731059 + 0.740775) / 4, abs=1e-6)
@@ -35,12 +35,12 @@ def test_calibration_is_that_worked_out_by_hand():
 
 
 def test_bins_of_confidence_are_five_points_wide():
-    found = calibration(np.array([0.19, 0.21, 0.39, 0.41]))  # sigmoid: 0.547, 0.552, 0.596, 0.601
+    found = calibration(np.array([0.19, 0.21, 0.39, 0.41]), np.arange(4))  # sigmoid: 0.547, 0.552, 0.596, 0.601
     assert [b.right.of for b in found.bins] == [1, 2, 1]
 
 
 def test_a_saturated_confidence_is_in_the_last_bin():
-    found = calibration(np.array([800.0, -800.0]))
+    found = calibration(np.array([800.0, -800.0]), np.arange(2))
     assert [(b.confidence, b.right.of) for b in found.bins] == [(1.0, 2)]
     assert found.ece == 0.5
 
@@ -56,21 +56,21 @@ def test_the_loss_is_the_pairwise_logistic_loss():
 def test_mcnemar_is_the_binomial_test_of_the_pairs_where_just_one_is_right():
     right = np.array([True] * 12 + [False] * 3 + [True] * 5 + [False] * 2 + [True])
     rule = np.array([0.0] * 12 + [1.0] * 3 + [1.0] * 5 + [0.0] * 2 + [math.nan])
-    found = baseline(rule, right)
+    found = baseline(rule, right, np.arange(rule.size))
     assert found.p == pytest.approx(binomtest(12, 15, 0.5).pvalue)
     assert (found.rule, found.model) == (share(8, 22), share(17, 22))  # not of the pair that the rule leaves open
     assert found.beaten
-    assert not baseline(1 - rule, ~right).model.hits > 5
+    assert not baseline(1 - rule, ~right, np.arange(rule.size)).model.hits > 5
 
 
 def test_a_rule_that_is_significantly_better_is_not_beaten():
-    found = baseline(np.ones(20), np.array([False] * 15 + [True] * 5))
+    found = baseline(np.ones(20), np.array([False] * 15 + [True] * 5), np.arange(20))
     assert found.p < 0.001
     assert not found.beaten
 
 
 def test_a_rule_that_agrees_with_the_model_everywhere_is_not_beaten():
-    found = baseline(np.array([1.0, 0.0]), np.array([True, False]))
+    found = baseline(np.array([1.0, 0.0]), np.array([True, False]), np.arange(2))
     assert (found.p, found.beaten) == (1.0, False)
 
 
@@ -93,7 +93,7 @@ def test_where_the_place_of_the_chosen_response_says_nothing_there_is_no_first_w
 def test_accuracy_is_told_by_length_place_and_margin():
     right = np.array([True, False, True, True, False, True])
     chosen, rejected = np.array([10, 10, 0, 19, 15, 10]), np.array([20, 12, 0, 20, 11, 2])
-    assert [(g.label, g.share.hits, g.share.of) for g in by_length(chosen, rejected, right)] == [
+    assert [(g.label, g.share.hits, g.share.of) for g in by_length(chosen, rejected, right, np.arange(right.size))] == [
         ("under ⅔ as long", 1, 1),
         ("shorter", 0, 1),
         ("about as long (±10 %)", 2, 2),
@@ -111,12 +111,16 @@ def test_accuracy_is_told_by_length_place_and_margin():
 
 def test_quarters_hold_every_pair_once_whatever_is_tied():
     values = np.array([0.0] * 50 + list(range(1, 51)))
-    groups = by_size(values, values > 25)
+    groups = by_size(values, values > 25, np.arange(values.size))
     assert sum(g.share.of for g in groups) == 100
     assert groups[0].label == "0"
     few = np.array([0.0] * 90 + [1.0] * 5 + [2.0] * 5)
-    assert [(g.label, g.share.of) for g in by_size(few, few > 1)] == [("0", 90), ("1", 5), ("2", 5)]
-    assert [g.share.of for g in by_size(np.arange(100.0), np.ones(100, dtype=bool))] == [25] * 4
+    assert [(g.label, g.share.of) for g in by_size(few, few > 1, np.arange(few.size))] == [
+        ("0", 90),
+        ("1", 5),
+        ("2", 5),
+    ]
+    assert [g.share.of for g in by_size(np.arange(100.0), np.ones(100, dtype=bool), np.arange(100))] == [25] * 4
 
 
 def test_rank_correlation_is_scipys_and_its_interval_covers_as_often_as_it_says():
@@ -209,12 +213,12 @@ def test_pairs_of_one_prompt_are_worth_fewer_and_widen_every_interval():
     assert independent(right.tolist(), prompts.tolist()) == pytest.approx(20, rel=0.06)
     assert independent(right.tolist(), list(range(100))) == 100
     assert independent([True] * 100, prompts.tolist()) == 20
-    together, apart = share_of(right, prompts), share_of(right)
+    together, apart = share_of(right, prompts), share_of(right, np.arange(100))
     assert together.rate == apart.rate == 0.7
     assert together.low == pytest.approx(share(14, 20).low, abs=0.02)
     assert together.low < apart.low - 0.1
     rule = np.zeros(100)
-    assert baseline(rule, right, prompts).p > 10 * baseline(rule, right).p
+    assert baseline(rule, right, prompts).p > 10 * baseline(rule, right, np.arange(100)).p
     assert calibration(np.where(right, 2.0, -2.0), prompts).right.low < 0.55
 
 

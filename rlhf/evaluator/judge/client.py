@@ -1,7 +1,6 @@
 """The way to a judge: any endpoint that speaks OpenAI's chat completions, Gemini on Vertex AI among them."""
 
 import json
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from rlhf.evaluator.judge.config import JudgeConfig
 from rlhf.evaluator.judge.words import answer_of
 from rlhf.progress import say
 from rlhf.report.page import visible
+from rlhf.secrets import key_in
 
 OPENAI = "https://api.openai.com/v1"
 NO_KEY = "none"  # what is sent to endpoints that take no key: the client wants one
@@ -150,11 +150,7 @@ def _endpoint(config: JudgeConfig) -> tuple[str, str | Callable[[], str]]:
     if not name:
         # A key of OpenAI's that happens to be in the environment is nobody else's business.
         return config.base_url, NO_KEY
-    key = os.environ.get(name, "").strip()
-    if not key or not key.isascii() or not key.isprintable():
-        what = "empty or unset" if not key else "characters that no key has"
-        raise ConfigError(f"judge.api_key_env: found the environment variable {name} {what}, expected the key in it")
-    return config.base_url or OPENAI, key
+    return config.base_url or OPENAI, key_in(name, "judge.api_key_env")
 
 
 def _vertex_url(project: str, location: str) -> str:
