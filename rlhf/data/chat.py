@@ -22,6 +22,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 Message = dict[str, str]
 """`role` and `content`."""
 
+MESSAGES = "messages"
+"""A column that datasets with prompts have besides, where their template has a chat template: [{role, content}] as
+JSON, of rows that came as conversations."""
+
 # What `strftime_now` says: the same data gives the same prompts on any day. It is the date that the templates of
 # Llama 3.1 and 3.2, which ask for one, put in where there is no clock.
 TODAY = datetime(2024, 7, 26)
@@ -34,6 +38,12 @@ _MARKED = re.compile(f"{MARK_START}(.*?){MARK_END}", re.DOTALL)
 _MARKS = str.maketrans("", "", MARK_START + MARK_END)
 _PROBE = "\u2063probe\u2063"  # stands in no template
 _HELLO = {"role": "user", "content": "Hello."}
+
+
+def prompt_of(row: Mapping[str, Any]) -> str | list[Message]:
+    """A row's prompt as it came: text, or messages. Graders get it so, in training and in evaluation alike."""
+    messages = row.get(MESSAGES)
+    return json.loads(messages) if messages else row["prompt"]
 
 
 def render_messages(

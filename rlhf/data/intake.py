@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlhf.data.chat import MESSAGES
 from rlhf.data.columns import LAYOUTS, convert_columns, fields_of, parse_texts, pick_columns
 from rlhf.data.formats import (
     ANNOTATOR_FIELDS,
@@ -29,7 +30,7 @@ from rlhf.data.formats import (
 )
 from rlhf.data.parallel import ordered_map
 from rlhf.data.sources import Block, Piece, Source
-from rlhf.data.store import MESSAGES, SCHEMAS
+from rlhf.data.store import SCHEMAS
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 

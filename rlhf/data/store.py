@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rlhf.data.chat import MESSAGES
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 
@@ -52,17 +53,6 @@ SCHEMAS = {
         ]
     ),
 }
-
-
-MESSAGES = "messages"
-"""A column that datasets with prompts have besides, where their template has a chat template: [{role, content}] as
-JSON, of rows that came as conversations."""
-
-
-def prompt_of(row: Mapping[str, Any]) -> str | list[dict[str, str]]:
-    """A row's prompt as it came: text, or messages. Graders get it so, in training and in evaluation alike."""
-    messages = row.get(MESSAGES)
-    return json.loads(messages) if messages else row["prompt"]
 
 
 def schema_of(kind: str, template: Template) -> pa.Schema:

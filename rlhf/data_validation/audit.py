@@ -6,9 +6,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from rlhf.data.chat import MESSAGES
 from rlhf.data.intake import Intake
 from rlhf.data.sources import Source
-from rlhf.data.store import MESSAGES, take_rows
+from rlhf.data.store import take_rows
 from rlhf.data.template import Template
 from rlhf.data_validation import findings
 from rlhf.data_validation.canonical import Written

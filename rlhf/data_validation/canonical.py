@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from rlhf.data.chat import MESSAGES
 from rlhf.data.formats import Kind
 from rlhf.data.intake import TEXTS, Part
 from rlhf.data.parallel import ordered_map
-from rlhf.data.store import MESSAGES, DatasetWriter, Manifest
+from rlhf.data.store import DatasetWriter, Manifest
 from rlhf.data.template import Template
 from rlhf.data_validation.index import Index
 from rlhf.data_validation.suffix import without_marker

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from rlhf.data.chat import TODAY, without_marks
+from rlhf.data.chat import MESSAGES, TODAY, without_marks
 from rlhf.data.formats import FIELDS, MEANINGS, Reason, Shape
 from rlhf.data.intake import Intake
-from rlhf.data.store import MESSAGES, take_rows
+from rlhf.data.store import take_rows
 from rlhf.data.template import Template
 from rlhf.data_validation.audit import Audit
 from rlhf.data_validation.canonical import Written

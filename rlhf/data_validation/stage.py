@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rlhf.data.chat import MESSAGES
 from rlhf.data.formats import MEANINGS, Kind, Reason
 from rlhf.data.intake import TEXTS, Intake, Part
 from rlhf.data.predictions import read_predictions
 from rlhf.data.sources import Source
-from rlhf.data.store import MANIFEST_NAME, MESSAGES, publish
+from rlhf.data.store import MANIFEST_NAME, publish
 from rlhf.data.template import Template
 from rlhf.data_validation.audit import audit
 from rlhf.data_validation.canonical import Written, take_some, write_canonical

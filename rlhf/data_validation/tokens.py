@@ -9,9 +9,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from tokenizers import Tokenizer
 
-from rlhf.data.chat import without_marks
+from rlhf.data.chat import MESSAGES, without_marks
 from rlhf.data.file_systems import file_system
-from rlhf.data.store import MESSAGES
 from rlhf.data.template import Template
 from rlhf.errors import ModelError
 from rlhf.metrics import Share, share

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.chat import MESSAGES, prompt_of
 from rlhf.data.predictions import Prediction, read_predictions
-from rlhf.data.store import MESSAGES, prompt_of, read_dataset
+from rlhf.data.store import read_dataset
 from rlhf.data.template import Template
 from rlhf.errors import DataError
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf.data.store import prompt_of
+from rlhf.data.chat import prompt_of
 from rlhf.training.held_out import hold_out
 
 HELD_OUT_FRACTION = 0.1  # of the prompts, at most

@@ -1,6 +1,9 @@
 """The PPO loop: what episodes earn, what a run comes to, and that it goes on where it was."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,3 +272,9 @@ def test_an_alarm_ends_the_run_where_that_is_asked_for(llama_folder, capsys):
     assert state.stopped_early
     assert state.update < 14
     assert f"[test] warning: update {state.alarms[0].update}: " in capsys.readouterr().out, "in the stage's name"
+
+
+def test_the_loop_brings_no_reader_of_datasets():
+    """pyarrow takes 35 MB of a process; the stage has it, but nothing that only trains."""
+    code = "import sys, rlhf.ppo.loop; sys.exit('pyarrow' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
