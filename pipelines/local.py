@@ -28,7 +28,7 @@ from kfp.local.status import Status
 
 from pipelines.tasks import tasks_of
 
-# Must be what rlhf.progress reads; pipelines do not import rlhf.
+# Must be what rlhf.progress reads; what runs pipelines does not import rlhf.
 TERMINAL_VARIABLE = "RLHF_TERMINAL"
 
 TAIL_LINES = 15

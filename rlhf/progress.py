@@ -28,7 +28,7 @@ class Progress:
 
     def __init__(self, stage: str, total: int, unit: str = "step", shown: bool = True):
         self.stage, self.total, self.unit, self.shown = stage, total, unit, shown
-        self._done = 0
+        self._done = self._before = 0
 
     def __enter__(self) -> Self:
         self._started = self._last_line = time.monotonic()
@@ -45,6 +45,12 @@ class Progress:
             )
         return self
 
+    def go_on_from(self, done: int) -> None:
+        """An earlier attempt finished `done` units, in time that was not this one's."""
+        self._done = self._before = done
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = done
+
     def update(self, done: int, **measured: float) -> None:
         """Report that `done` of `total` units are finished; `measured` are the latest values by name."""
         text = " ".join(f"{name} {_short(value)}" for name, value in measured.items())
@@ -55,7 +61,7 @@ class Progress:
             now = time.monotonic()
             if now - self._last_line >= LINE_INTERVAL_SECONDS or done >= self.total:
                 self._last_line = now
-                left = (now - self._started) / done * max(self.total - done, 0)
+                left = (now - self._started) / (done - self._before) * max(self.total - done, 0)
                 share = done / self.total if self.total else 1.0
                 counted = f"{self.unit} {done:,}/{self.total:,} ({share:.0%}) {text}".rstrip()
                 say(self.stage, f"{counted}, {left:.0f} s left")

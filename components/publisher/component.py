@@ -21,7 +21,7 @@ def publisher(
     task that is started again copies what is not there yet; a folder that holds anything else is refused.
 
     Args:
-        model: Tuned policy from ppo_trainer, whole or an adapter.
+        model: Tuned policy from ppo_trainer or grpo_trainer, whole or an adapter.
         evaluation: Canonical held-out prompts from data_validation; the prompt template stands beside them.
         figures: Metrics of the evaluator: the verdict and what it rests on, for the model card.
         published: Hugging Face folder: safetensors, tokenizer, generation_config.json, README.md. Its metadata has the

@@ -21,7 +21,7 @@ FROM_THE_PIPELINE = {"tensorboard": "tensorboard_resource_id", "encryption_spec_
 JOB_FOLDER = (
     f"{dsl.PIPELINE_ROOT_PLACEHOLDER}/jobs/{dsl.PIPELINE_JOB_NAME_PLACEHOLDER}/{dsl.PIPELINE_TASK_ID_PLACEHOLDER}"
 )
-SECRETS_VARIABLE = "RLHF_SECRETS"  # must be what rlhf.secrets reads; pipelines do not import rlhf
+SECRETS_VARIABLE = "RLHF_SECRETS"  # must be what rlhf.secrets reads; placement does not import rlhf
 
 
 def placement(profile: Profile, images: dict[str, str]) -> Callable[[BaseComponent], Callable[..., dsl.PipelineTask]]:

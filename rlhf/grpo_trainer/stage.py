@@ -117,7 +117,7 @@ def run(
             return {}
         raised = alarms.look(tuned.history, config)
         for alarm in raised:
-            say(STAGE, f"warning: update {alarm.update}: {alarm.words}")
+            say(STAGE, f"warning: update {alarm.update}: {alarm.words} {alarms.ADVICE[alarm.kind]}")
         metrics = {"prompts_cut": cut, **_summary(tuned, config, len(raised))}
         actor.model = trainee.trained()
         card = ModelCard(

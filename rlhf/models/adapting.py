@@ -164,6 +164,9 @@ def _continued(base: PreTrainedModel, source: Source, task: str, whole: list[str
 
 
 _NOISE = ("dropout", "layerdrop", "jitter")
+# Of PhiMoE's routers, and no noise but a threshold: how near scores are whose experts share a token, at any time. They
+# draw experts while they are trained (sparsemixer, Liu et al. 2023).
+_THRESHOLD = "router_jitter_noise"
 
 
 def switch_dropout_off(model: PreTrainedModel) -> None:
@@ -173,8 +176,16 @@ def switch_dropout_off(model: PreTrainedModel) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         for name, value in vars(module).items():
-            if isinstance(value, float) and any(noise in name for noise in _NOISE):
+            if isinstance(value, float) and name != _THRESHOLD and any(noise in name for noise in _NOISE):
                 setattr(module, name, 0.0)
+
+
+def train_without_draws(model: PreTrainedModel) -> None:
+    """`train()`, but for routers that would draw experts: training and sampling go through the same ones."""
+    model.train()
+    for module in model.modules():
+        if hasattr(module, _THRESHOLD):
+            module.eval()
 
 
 def _outermost(names: list[str]) -> list[str]:

@@ -45,7 +45,7 @@ ADVICE = {
     "kl_blow_up": "Lower the learning rate, or set stop_at_update_kl; go on from an earlier policy.",
     "negative_kl": "Sampling and training disagree on probabilities: look at temperature, dropout and precision.",
     "critic": "Raise value_coeff or value_learning_rate, or take critic 'own'; advantages are noise until it learns.",
-    "bad_rewards": "Look at the completions whose reward is NaN or None, in the reward functions first.",
+    "bad_rewards": "Look at the completions whose reward is not finite, in the reward functions first.",
 }
 """{kind: what to do}."""
 
@@ -63,6 +63,8 @@ class Alarms:
     """Raises each kind of alarm once."""
 
     config: PPOTrainerConfig
+    held_out: int
+    """Prompts that the policy is measured on."""
     raised: list[Alarm] = field(default_factory=list)
     """In order; a run that goes on from a checkpoint gets them from there."""
 
@@ -74,7 +76,7 @@ class Alarms:
         """
         update = max((points[-1][0] for points in history.values() if points), default=0)
         known = {alarm.kind for alarm in self.raised}
-        seen = _Seen(history, self.config)
+        seen = _Seen(history, self.config, self.held_out)
         new = {kind: words for check in _CHECKS for kind, words in check(seen) if kind not in known}
         raised = [Alarm(kind, update, words) for kind, words in new.items()]
         self.raised += raised
@@ -82,14 +84,20 @@ class Alarms:
 
 
 def noise(history: History, episodes: float) -> float:
-    """How far two mean rewards, each of so many episodes, may differ by chance, in the reward's unit."""
+    """How far two mean rewards, each of so many episodes, may differ by chance, in the reward's unit.
+
+    Rewards spread as they did of late, or through the run where that is more: once nearly all completions of an update
+    earn the same, as with a grader of right and wrong, theirs says little of others.
+    """
     deviations = [value for _, value in history.get("ppo/reward_std", ()) if math.isfinite(value)]
-    return STANDARD_ERRORS * (deviations[-1] if deviations else 0.0) * math.sqrt(2 / max(episodes, 1))
+    deviation = max(median(deviations), median(deviations[-LATE:])) if deviations else 0.0
+    return STANDARD_ERRORS * deviation * math.sqrt(2 / max(episodes, 1))
 
 
 @dataclass(frozen=True)
 class _Seen(Course):
     config: PPOTrainerConfig
+    held_out: int
 
     def lost(self, tag: str) -> bool:
         """Whether the newest update has no finite value of it, though it has a reward."""
@@ -166,7 +174,7 @@ def _held_out(seen: _Seen) -> _Found:
         at, best = max(smooth, key=lambda point: point[1])
         now = smooth[-1][1]
         reward = kind == "held_out_reward"
-        fell = now < (best - noise(seen.history, seen.config.held_out_prompts) if reward else ROUGE_LEFT * best)
+        fell = now < (best - noise(seen.history, seen.held_out) if reward else ROUGE_LEFT * best)
         if fell and seen.risen(since=at):
             text = (
                 f"The training reward rose while {what} fell from {best:.3g} (its best, at update {at}) to {now:.3g}."

@@ -83,7 +83,11 @@ class PPOTrainerConfig(TrainerConfig):
         description="Nats a completion that kl_coeff is adapted to reach (Ziegler et al. 2019, sec. 2.2); unset keeps "
         "it fixed.",
     )
-    kl_horizon: int = Field(10_000, ge=1, description="Episodes over which kl_coeff is adapted (Ziegler et al. 2019).")
+    kl_horizon: int = Field(
+        10_000,
+        ge=1,
+        description="Episodes over which kl_target adapts kl_coeff (Ziegler et al. 2019); batch_size or more.",
+    )
     reference: Literal["auto", "none"] = Field(
         "auto",
         description="The policy that KL is measured from: auto is the one that training starts from (a frozen copy, or "
@@ -225,4 +229,11 @@ class PPOTrainerConfig(TrainerConfig):
             raise ValueError(f"stage 3 of deepspeed needs engine 'transformers', found {self.engine!r}")
         if self.reference == "none" and (self.kl_coeff or self.kl_target):
             raise ValueError(f"reference 'none' needs kl_coeff 0 and no kl_target, found {self.kl_coeff:g}")
+        if self.kl_target is not None and not self.kl_coeff:
+            raise ValueError("kl_target needs a kl_coeff above 0 to start from, for it is adapted by factors; found 0")
+        if self.kl_target is not None and self.kl_horizon < self.batch_size:
+            raise ValueError(
+                f"kl_horizon ({self.kl_horizon}) must not be less than batch_size ({self.batch_size}): an update would "
+                "change kl_coeff by more than a fifth, or turn its sign"
+            )
         return self

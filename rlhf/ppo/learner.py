@@ -153,7 +153,8 @@ class Learner:
             update: Its number; the order of the episodes depends on it and on the seed alone.
 
         Returns:
-            Means over the optimiser steps of what was measured at each, `gradient_norm` and `steps`.
+            Means over the optimiser steps that were taken of what was measured at each, NaN where none was;
+            `gradient_norm` and `steps`.
 
         Raises:
             TrainingError: More than `max_skipped_steps` optimiser steps were not finite.
@@ -167,13 +168,13 @@ class Learner:
                 break  # the gradient is dropped
             if not self._step(measured):
                 self._skip(update)
-                measured = dict.fromkeys(measured, 0.0)
+                continue
             steps += 1
             for name, value in measured.items():
                 sums[name] += value
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        return {name: total / max(1, steps) for name, total in sums.items()} | {"steps": steps}
+        return {name: total / steps if steps else math.nan for name, total in sums.items()} | {"steps": steps}
 
     def gradient(self, rollout: Rollout, rows: Sequence[int]) -> dict[str, float]:
         """The gradient of the loss on a minibatch, accumulated over micro-batches and processes; and its parts.

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rlhf.models import engines
 from rlhf.models.draws import generator
 from rlhf.models.engines import Engine, training_engine
 from rlhf.ppo import maths
-from rlhf.ppo.alarms import Alarm, Alarms
+from rlhf.ppo.alarms import ADVICE, Alarm, Alarms
 from rlhf.ppo.config import PPOTrainerConfig
 from rlhf.ppo.learner import Learner, Rollout
 from rlhf.ppo.networks import Episode, Networks
@@ -133,10 +134,14 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
     state = RunState(kl_coeff=config.kl_coeff)
     if run.checkpoints is not None:
         state = _resume(run, learner) or state
-    alarms = Alarms(config, state.alarms)
+        # Whether alarms end it may be decided anew.
+        state.stopped_early = config.stop_on_alarm and any(alarm.over_optimised for alarm in state.alarms)
+    run.progress.go_on_from(state.update)
+    alarms = Alarms(config, len(run.held_out), state.alarms)
+    measure = partial(_evaluate, config, learner, engine, rewards, run, state) if run.held_out else None
     eval_every = config.eval_every or max(1, config.train_steps // EVALUATIONS_PER_RUN)
-    if run.held_out and not state.update:
-        _evaluate(config, learner, engine, rewards, run, state, 0)
+    if measure and not state.update:
+        measure(0)
     while state.update < config.train_steps and not state.stopped_early:
         update = state.update + 1
         clock = _Clock()
@@ -166,24 +171,26 @@ def train(config: PPOTrainerConfig, networks: Networks, rewards: Rewards, run: R
         scalars |= clock.scalars(sum(map(len, responses)), sum(map(len, episodes)))
         loss = trained["policy_loss"] + config.value_coeff * trained["value_loss"]
         scalars |= {"rl_loss": loss, "learning_rate": learning_rate}
-        if config.kl_target is not None:
-            kl = scalars["ppo/kl"]
+        kl = scalars.get("ppo/kl", math.nan)
+        if config.kl_target is not None and math.isfinite(kl):  # else its steps were skipped, and it says nothing
             state.kl_coeff = maths.adapted_kl_coeff(
                 state.kl_coeff, kl, config.kl_target, config.kl_horizon, len(episodes)
             )
         state.update = update
         _record(state, update, scalars, run)
-        if update % eval_every == 0 or update == config.train_steps:
-            if run.held_out:
-                _evaluate(config, learner, engine, rewards, run, state, update)
-            else:
-                state.examples += _examples(update, prompts, completions, scored.total, _kl_of(rollout, kept))
-        if run.samples is not None and ((update - 1) % config.sample_every == 0 or update == config.train_steps):
-            _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
+        is_measured = update % eval_every == 0 or update == config.train_steps
+        if is_measured and measure:
+            measure(update)
         _heed(alarms, state, config, run)
+        last = update == config.train_steps or state.stopped_early
+        if last and not is_measured and measure:
+            measure(update)  # what an alarm ended is measured at its end, too
+        if (is_measured or last) and not measure:
+            state.examples += _examples(update, prompts, completions, scored.total, _kl_of(rollout, kept))
+        if run.samples is not None and ((update - 1) % config.sample_every == 0 or last):
+            _write_samples(run.samples, update, prompts, completions, scored, rollout, kept)
         run.progress.update(update, **_shown(scalars))
         interrupted = processes.any_of(run.interruption.requested)
-        last = update == config.train_steps or state.stopped_early
         wanted = interrupted or last or update % config.checkpoint_every == 0
         if run.checkpoints is not None and (wanted or run.checkpoints.are_due()):
             _save(run, learner, state)
@@ -434,7 +441,7 @@ def _record(state: RunState, update: int, scalars: dict[str, float], run: Run) -
 def _heed(alarms: Alarms, state: RunState, config: PPOTrainerConfig, run: Run) -> None:
     for alarm in alarms.look(state.history):
         if processes.is_main():
-            say(run.progress.stage, f"warning: update {alarm.update}: {alarm.words}")
+            say(run.progress.stage, f"warning: update {alarm.update}: {alarm.words} {ADVICE[alarm.kind]}")
         if config.stop_on_alarm and alarm.over_optimised:
             state.stopped_early = True
     state.alarms = alarms.raised

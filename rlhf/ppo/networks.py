@@ -200,7 +200,7 @@ class Networks:
     def training(self) -> Iterator[None]:
         """Activations are computed again in the backward pass, where that is wanted. There is no dropout to go on."""
         for model in self._checkpointed:
-            model.train()
+            adapting.train_without_draws(model)
         try:
             yield
         finally:

@@ -151,6 +151,7 @@ def fit(
     with heed_sigterm() as interruption, Progress(stage, trainer.args.max_steps, shown=processes.is_main()) as progress:
         watcher = _Watcher(trainer, config, state, tags, tracker, progress, checkpoints, evaluation, interruption)
         trainer.add_callback(watcher)
+        progress.go_on_from(state.step)
         if not state.stopped_early:  # else the weights to keep, which is all that is needed, are at hand
             try:
                 trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)

@@ -52,7 +52,7 @@ def good_run() -> dict[str, list[tuple[int, float]]]:
 
 def replay(history, config: PPOTrainerConfig = CONFIG, alarms: Alarms | None = None, since: int = 1) -> list[Alarm]:
     """What is raised when every update is looked at in its turn."""
-    alarms = alarms or Alarms(config)
+    alarms = alarms or Alarms(config, config.held_out_prompts)
     last = max(update for points in history.values() for update, _ in points)
     for now in range(since, last + 1):
         seen = {tag: [(u, v) for u, v in points if u <= now] for tag, points in history.items()}
@@ -152,6 +152,24 @@ def test_noise_of_the_held_out_reward_is_no_fall():
     assert kinds(replay(good_run() | after_16 | fewer)) == ["held_out_reward"]
 
 
+@pytest.mark.parametrize("certain", [1, 4])
+def test_updates_without_a_wrong_answer_say_nothing_of_how_held_out_rewards_spread(certain):
+    """A grader of right and wrong, near the end: in some updates all answers are right."""
+    last = UPDATES - certain
+    history = good_run() | {
+        "ppo/reward": every_update(lambda u: 0.9 + 0.1 * u / UPDATES if u <= last else 1.0),
+        "ppo/reward_std": every_update(lambda u: 0.3 if u <= last else 0.0),
+        "eval/reward": measured(lambda u: 0.97 if u < 28 else 0.95),
+    }
+    assert replay(history) == []
+
+
+@pytest.mark.parametrize(("prompts", "raised"), [(64, ["held_out_reward"]), (8, [])])
+def test_a_held_out_reward_falls_by_what_so_few_prompts_can_show(prompts, raised):
+    fall = {"eval/reward": measured(lambda u: 1.6 + (0.6 if u <= 16 else -0.6))}
+    assert kinds(replay(good_run() | fall, alarms=Alarms(CONFIG, prompts))) == raised
+
+
 def test_a_held_out_reward_that_falls_with_the_training_reward_is_no_over_optimisation():
     fall = {"eval/reward": measured(lambda u: -u / 5), "ppo/reward": every_update(lambda u: -u / 5)}
     assert replay(good_run() | fall) == []
@@ -174,12 +192,12 @@ def test_a_run_without_a_reference_has_no_kl_to_miss():
 
 
 def test_nothing_logged_raises_nothing():
-    assert Alarms(CONFIG).look({}) == []
-    assert Alarms(CONFIG).look({"eval/reward": [(0, 1.0)]}) == []
+    assert Alarms(CONFIG, 64).look({}) == []
+    assert Alarms(CONFIG, 64).look({"eval/reward": [(0, 1.0)]}) == []
 
 
 def test_an_alarm_is_raised_once_and_named_with_the_update_that_was_newest():
-    alarms = Alarms(CONFIG)
+    alarms = Alarms(CONFIG, 64)
     history = good_run() | RAISES["kl"]
     new = alarms.look(history)
     assert [(alarm.kind, alarm.update) for alarm in new] == [("kl", UPDATES)]
@@ -193,5 +211,5 @@ def test_a_resumed_run_raises_what_an_uninterrupted_one_does(stop):
     before = replay({tag: [(u, v) for u, v in points if u <= stop] for tag, points in history.items()})
     kept = [Alarm(**alarm) for alarm in json.loads(json.dumps([asdict(alarm) for alarm in before]))]
     whole = replay(history)
-    assert replay(history, alarms=Alarms(CONFIG, kept), since=stop + 1) == whole
+    assert replay(history, alarms=Alarms(CONFIG, 64, kept), since=stop + 1) == whole
     assert len(whole) == 2

@@ -13,6 +13,8 @@ from transformers import (
     M2M100Model,
     OPTConfig,
     OPTForSequenceClassification,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     SwitchTransformersConfig,
 )
 from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersTop1Router
@@ -20,7 +22,7 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 from rlhf.data.template import Template
 from rlhf.errors import ConfigError, TrainingError
 from rlhf.models import sparing
-from rlhf.models.adapting import switch_dropout_off
+from rlhf.models.adapting import switch_dropout_off, train_without_draws
 from rlhf.models.card import ModelCard
 from rlhf.models.scoring import RewardModel
 from rlhf.ppo import maths
@@ -215,6 +217,25 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_fatal_past_the_limit(l
         learner.improve(rollout, 2)
 
 
+def test_a_step_that_is_skipped_is_in_no_mean(llama_folder, monkeypatch):
+    learner = learner_of(llama_folder, minibatch_size=4, epochs=2)
+    rollout, seen = estimated(learner), []
+    gradient = learner.gradient
+
+    def watched(*given):
+        seen.append(gradient(*given))
+        if len(seen) > 1:
+            next(parameter for _, parameter in learner.networks.named_parameters()).grad.fill_(math.nan)
+        return seen[-1]
+
+    monkeypatch.setattr(learner, "gradient", watched)
+    measured = learner.improve(rollout, 1)
+    assert (learner.skipped_steps, len(seen), measured["steps"]) == (3, 4, 1)
+    assert measured["value_loss"] == seen[0]["value_loss"] > 0
+    monkeypatch.setattr(learner, "_step", lambda measured: False)
+    assert math.isnan(learner.improve(rollout, 2)["value_loss"])
+
+
 def test_entropy_is_that_of_what_can_be_sampled():
     logits = torch.tensor([[0.0, 0.0, float("-inf")], [5.0, float("-inf"), float("-inf")]])
     assert maths.entropy(logits).tolist() == pytest.approx([math.log(2), 0.0], abs=1e-6)
@@ -337,6 +358,22 @@ def test_no_layer_is_left_out_and_no_noise_is_added_at_random():
     assert router.jitter_noise == 0.0
 
 
+def test_a_phimoe_routes_while_it_is_trained_as_it_samples():
+    torch.manual_seed(0)
+    model = PhimoeForCausalLM(
+        PhimoeConfig(vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                     num_key_value_heads=2, num_local_experts=8, input_jitter_noise=0.1, router_jitter_noise=0.4)
+    ).eval()  # fmt: skip
+    ids = torch.arange(32)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        switch_dropout_off(model)
+        assert torch.equal(model(ids).logits, expected)
+        train_without_draws(model)
+        assert model.training
+        assert torch.equal(model(ids).logits, expected)
+
+
 def test_a_checkpoint_takes_memory_of_the_first_process_alone(llama_folder, monkeypatch):
     learner = learner_of(llama_folder)
     learner.improve(estimated(learner), 1)
@@ -352,6 +389,11 @@ def test_options_that_do_not_fit_are_refused():
         config_of(missing_eos_penalty=1.0)
     with pytest.raises(ConfigError, match="needs kl_coeff 0"):
         config_of(reference="none")
+    with pytest.raises(ConfigError, match="kl_target needs a kl_coeff above 0"):
+        config_of(kl_target=5.0, kl_coeff=0.0)
+    with pytest.raises(ConfigError, match=r"kl_horizon \(7\) must not be less than batch_size \(8\)"):
+        config_of(kl_target=5.0, kl_horizon=7)
+    config_of(kl_target=5.0, kl_horizon=8)
     with pytest.raises(ConfigError, match="go together"):
         config_of(advantage="group")
     with pytest.raises(ConfigError, match="has no critic"):

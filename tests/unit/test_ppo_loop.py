@@ -1,5 +1,7 @@
 """The PPO loop: what episodes earn, what a run comes to, and that it goes on where it was."""
 
+import itertools
+import json
 import math
 import subprocess
 import sys
@@ -10,6 +12,8 @@ import torch
 
 from rlhf.errors import Stopped, TrainingError
 from rlhf.models.engines import Transformers
+from rlhf.ppo import loop
+from rlhf.ppo.alarms import ADVICE
 from rlhf.ppo.loop import RewardScale, RunState, _finite, _scaled, prompt_batch, sample, summary
 from rlhf.ppo.networks import Networks
 from rlhf.rewards.combined import Rewards, Scored
@@ -271,7 +275,45 @@ def test_an_alarm_ends_the_run_where_that_is_asked_for(llama_folder, capsys):
     assert "kl" in [alarm.kind for alarm in state.alarms]
     assert state.stopped_early
     assert state.update < 14
-    assert f"[test] warning: update {state.alarms[0].update}: " in capsys.readouterr().out, "in the stage's name"
+    (first, *_), said = state.alarms, capsys.readouterr().out
+    assert f"[test] warning: update {first.update}: {first.words} {ADVICE[first.kind]}" in said, "in the stage's name"
+
+
+def test_a_run_that_an_alarm_ended_is_measured_at_its_end(llama_folder, tmp_path):
+    """And goes on from its checkpoint where alarms are to end it no more."""
+    options = {"train_steps": 14, "batch_size": 64, "minibatch_size": 32, "learning_rate": 5e-3, "kl_coeff": 0.0}
+    options |= {"kl_limit": 0.5, "missing_eos_score": None, "eval_every": 14, "sample_every": 14}
+
+    def train(stop_on_alarm):
+        config = config_of(stop_on_alarm=stop_on_alarm, **options)
+        networks = Networks(policy_of(llama_folder, config), config)
+        prompts = prompts_of(networks.policy)
+        more = {"checkpoints": Checkpoints(str(tmp_path / "checkpoints"), {}), "scratch": tmp_path}
+        samples = tmp_path / "samples.jsonl"
+        state = run_of(networks, config, LetterReward(), prompts[1:], held_out=prompts[:1], samples=samples, **more)
+        updates = [json.loads(line)["update"] for line in samples.read_text(encoding="utf-8").splitlines()]
+        return state, sorted(set(updates))
+
+    state, sampled = train(stop_on_alarm=True)
+    assert 1 < state.update < 14
+    assert [update for update, _ in state.history["eval/reward"]] == [0, state.update]
+    assert sampled == [1, state.update]
+    state, _ = train(stop_on_alarm=False)
+    assert state.update == 14
+
+
+def test_an_update_whose_kl_is_not_finite_leaves_the_coefficient_as_it_is(llama_folder, monkeypatch):
+    told = loop.describe
+
+    def broken(*given):
+        return told(*given) | ({"ppo/kl": math.nan} if next(updates) == 1 else {})
+
+    updates = itertools.count(1)
+    monkeypatch.setattr(loop, "describe", broken)
+    _, state = run_small(llama_folder, kl_target=1.0)
+    coefficient = config_of().kl_coeff
+    assert math.isfinite(state.kl_coeff)
+    assert state.kl_coeff != coefficient, "the updates after it adapt it"
 
 
 def test_the_loop_brings_no_reader_of_datasets():
