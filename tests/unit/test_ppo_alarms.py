@@ -164,6 +164,15 @@ def test_updates_without_a_wrong_answer_say_nothing_of_how_held_out_rewards_spre
     assert replay(history) == []
 
 
+def test_rewards_that_came_to_spread_are_as_noisy_as_they_are_now():
+    history = good_run() | {
+        "ppo/reward_std": every_update(lambda u: 0.3 if u <= 30 else 2.0),
+        "ppo/reward": every_update(lambda u: 0.1 * u),
+        "eval/reward": measured(lambda u: 3.0 if u <= 32 else 2.4),
+    }
+    assert replay(history) == []
+
+
 @pytest.mark.parametrize(("prompts", "raised"), [(64, ["held_out_reward"]), (8, [])])
 def test_a_held_out_reward_falls_by_what_so_few_prompts_can_show(prompts, raised):
     fall = {"eval/reward": measured(lambda u: 1.6 + (0.6 if u <= 16 else -0.6))}
